@@ -1,0 +1,32 @@
+"""Packaging. `kernels/` and `weights/` stand at the top of the tree and are imported as miniclip.kernels, miniclip.weights."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+PLOT = ["matplotlib"]
+
+setup(
+    name="miniclip",
+    version="0.1.0",
+    description="CLIP in plain PyTorch: exact, safe to load, small enough to read in one sitting",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    license_files=["LICENSE", "NOTICE"],
+    python_requires=">=3.10",
+    packages=[*find_packages(include=["miniclip", "miniclip.*"]), "miniclip.kernels", "miniclip.weights"],
+    package_dir={"miniclip.kernels": "kernels", "miniclip.weights": "weights"},
+    package_data={"miniclip": ["*.txt.gz"], "miniclip.weights": ["*.safetensors", "*.md"]},
+    install_requires=[
+        "torch>=2.11",
+        "numpy",
+        "regex",
+        "ftfy",
+        "pillow",
+        "safetensors",
+        "tqdm",
+    ],
+    extras_require={"plot": PLOT, "test": ["pytest", "hypothesis", "ruff", *PLOT]},
+    entry_points={"console_scripts": ["miniclip=miniclip.cli:main"]},
+)
