@@ -1,4 +1,4 @@
-"""Packaging. `kernels/` and `weights/` stand at the top of the tree and are imported as miniclip.kernels, miniclip.weights."""
+"""Packaging. The folders `kernels/` and `weights/` are imported as miniclip.kernels and miniclip.weights."""
 
 from pathlib import Path
 

@@ -1,12 +1,12 @@
-"""What a CLIP is made of, as numbers: one small frozen dataclass a tower, and one literal table of OpenAI's nine models.
+"""What a CLIP is made of, as numbers: a small frozen dataclass for each part, one literal table of OpenAI's nine models.
 
 A config holds everything that decides the function a checkpoint computes, also what tensor shapes cannot reveal: the
 activation, the number of heads, and how pixels are prepared. Nothing here imports PyTorch.
 
 Shape letters, used in every docstring of the project:
 
-    N  images or texts in a batch      L  tokens in a sequence      D  width of a transformer      E  width of an embedding
-    H  attention heads                 C  channels of a map         R  side of the square image    P  side of a patch
+    N  images or texts in a batch    L  tokens in a sequence    D  width of a transformer      E  width of an embedding
+    H  attention heads               C  channels of a map       R  side of the square image    P  side of a patch
 """
 
 from __future__ import annotations
@@ -97,22 +97,17 @@ def openai_transformer(width: int, layers: int, activation: str = "quick_gelu") 
     return TransformerConfig(width, layers, heads=width // 64, mlp_width=4 * width, activation=activation)
 
 
+def _model(embed_dim: int, vision: ViTConfig | ResNetConfig, text_width: int) -> CLIPConfig:
+    text = TextConfig(77, 49408, openai_transformer(text_width, 12))
+    return CLIPConfig(embed_dim, vision, text, PreprocessConfig(vision.image_size))
+
+
 def _vit(embed_dim: int, image_size: int, patch_size: int, width: int, layers: int, text_width: int) -> CLIPConfig:
-    return CLIPConfig(
-        embed_dim,
-        ViTConfig(image_size, patch_size, openai_transformer(width, layers)),
-        TextConfig(77, 49408, openai_transformer(text_width, 12)),
-        PreprocessConfig(image_size),
-    )
+    return _model(embed_dim, ViTConfig(image_size, patch_size, openai_transformer(width, layers)), text_width)
 
 
-def _resnet(embed_dim: int, image_size: int, width: int, layers: tuple[int, int, int, int], text_width: int) -> CLIPConfig:
-    return CLIPConfig(
-        embed_dim,
-        ResNetConfig(image_size, width, layers, heads=width * 32 // 64),
-        TextConfig(77, 49408, openai_transformer(text_width, 12)),
-        PreprocessConfig(image_size),
-    )
+def _resnet(embed_dim: int, image_size: int, width: int, layers: tuple, text_width: int) -> CLIPConfig:
+    return _model(embed_dim, ResNetConfig(image_size, width, layers, heads=width * 32 // 64), text_width)
 
 
 # OpenAI's released models (CLIP paper, tables 19 and 20; the numbers agree with the shapes in the released files).

@@ -1,0 +1,5 @@
+"""The towers and CLIP over them. Read transformer.py, vit.py, resnet.py, text.py, then clip.py."""
+
+from miniclip.models.clip import CLIP, convert_weights
+
+__all__ = ["CLIP", "convert_weights"]

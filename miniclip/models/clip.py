@@ -1,0 +1,82 @@
+"""CLIP: an image tower and a text tower that embed into one space (Radford et al. 2021, figure 3)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from miniclip import ops
+from miniclip.config import CLIPConfig, ViTConfig
+from miniclip.models.resnet import ModifiedResNet
+from miniclip.models.text import TextTransformer
+from miniclip.models.transformer import Attention
+from miniclip.models.vit import VisionTransformer
+
+
+class CLIP(TextTransformer):
+    """Both towers. The state dict has exactly the names and shapes of OpenAI's checkpoints.
+
+    There the text tower's tensors stand at the top level, beside `visual.*` and `logit_scale`. That is why CLIP *is* a
+    TextTransformer that has an image tower, rather than having both.
+    """
+
+    def __init__(self, config: CLIPConfig):
+        super().__init__(config.text, config.embed_dim)
+        self.config = config
+        tower = VisionTransformer if isinstance(config.vision, ViTConfig) else ModifiedResNet
+        self.visual = tower(config.vision, config.embed_dim)
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # the logarithm of the temperature's inverse
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the towers compute in, and return."""
+        return self.visual.conv1.weight.dtype
+
+    def encode_image(self, image: Tensor, normalize: bool = False) -> Tensor:
+        """Embed pixels.
+
+        image: float [N, 3, R, R] as `preprocess` gives them, of any float dtype, on the model's device.
+        Returns [N, E] in the model's dtype, of unit length if `normalize`.
+        """
+        size = self.visual.input_resolution
+        if image.ndim != 4 or image.shape[1:] != (3, size, size) or not image.is_floating_point():
+            raise ValueError(
+                f"image is {image.dtype} {list(image.shape)}; expected float pixels [N, 3, {size}, {size}]: "
+                "stack what preprocess() returns for each picture"
+            )
+        embedding = self.visual(image.to(self.dtype))
+        return ops.normalize(embedding) if normalize else embedding
+
+    def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Score every image against every text.
+
+        Returns (logits_per_image [N_images, N_texts], logits_per_text, its transpose): cosines times exp(logit_scale).
+        """
+        image_embedding = self.encode_image(image, normalize=True)
+        text_embedding = self.encode_text(text, normalize=True)
+        logits_per_image = self.logit_scale.exp() * image_embedding @ text_embedding.T
+        return logits_per_image, logits_per_image.T
+
+
+def convert_weights(model: CLIP, dtype: torch.dtype) -> CLIP:
+    """Cast a model in place, as OpenAI's checkpoints are stored.
+
+    In float16 or bfloat16 only the matrices and the biases added to them are cast: convolutions, linear layers, attention
+    and the two projections. Embeddings, norms and the temperature stay float32. Any other float dtype is taken by all of
+    the model.
+    """
+    half = dtype in (torch.float16, torch.bfloat16)
+    model.to(torch.float32 if half else dtype)
+    if half:
+        for module in model.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                module.to(dtype)
+            elif isinstance(module, Attention):
+                module.in_proj_weight.data = module.in_proj_weight.data.to(dtype)
+                module.in_proj_bias.data = module.in_proj_bias.data.to(dtype)
+        model.text_projection.data = model.text_projection.data.to(dtype)
+        if isinstance(model.visual, VisionTransformer):
+            model.visual.proj.data = model.visual.proj.data.to(dtype)
+    return model
