@@ -1,0 +1,25 @@
+"""Options of the test run, and what every test needs."""
+
+import pytest
+import torch
+
+OPT_IN = {
+    "slow": "takes over ten seconds; run with --slow",
+    "weights": "needs OpenAI's released checkpoints; run with --weights",
+}
+
+
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="also run the slow tests")
+    parser.addoption("--weights", action="store_true", help="also check published figures, on OpenAI's real checkpoints")
+
+
+def pytest_collection_modifyitems(config, items):
+    for item in items:
+        for marker, reason in OPT_IN.items():
+            if item.get_closest_marker(marker) and not config.getoption(f"--{marker}"):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+# The tensors of the tests are small: threads would spend their time waiting for each other on a busy machine.
+torch.set_num_threads(1)
