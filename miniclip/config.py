@@ -1,4 +1,4 @@
-"""What a CLIP is made of, as numbers: a small frozen dataclass for each part, one literal table of OpenAI's nine models.
+"""What a CLIP is made of, as numbers: a frozen dataclass for each part, and a literal table of OpenAI's nine models.
 
 A config holds everything that decides the function a checkpoint computes, also what tensor shapes cannot reveal: the
 activation, the number of heads, and how pixels are prepared. Nothing here imports PyTorch.

@@ -11,7 +11,7 @@ OPT_IN = {
 
 def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="also run the slow tests")
-    parser.addoption("--weights", action="store_true", help="also check published figures, on OpenAI's real checkpoints")
+    parser.addoption("--weights", action="store_true", help="also check published figures on OpenAI's checkpoints")
 
 
 def pytest_collection_modifyitems(config, items):

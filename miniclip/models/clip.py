@@ -63,9 +63,9 @@ class CLIP(TextTransformer):
 def convert_weights(model: CLIP, dtype: torch.dtype) -> CLIP:
     """Cast a model in place, as OpenAI's checkpoints are stored.
 
-    In float16 or bfloat16 only the matrices and the biases added to them are cast: convolutions, linear layers, attention
-    and the two projections. Embeddings, norms and the temperature stay float32. Any other float dtype is taken by all of
-    the model.
+    In float16 or bfloat16 only the matrices and the biases added to them are cast: convolutions, linear layers,
+    attention and the two projections. Embeddings, norms and the temperature stay float32. Any other float dtype is
+    taken by all of the model.
     """
     half = dtype in (torch.float16, torch.bfloat16)
     model.to(torch.float32 if half else dtype)

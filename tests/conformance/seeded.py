@@ -1,7 +1,7 @@
 """Weights and inputs made from names, so that any language can make the same ones.
 
-The tensor called `name` is filled, row by row, by a PCG64 generator (XSL-RR 128/64, O'Neill 2014; NumPy's) of its own. The
-SHA-256 digest of the name's UTF-8 bytes starts it, both halves read as little-endian integers:
+The tensor called `name` is filled, row by row, by a PCG64 generator (XSL-RR 128/64, O'Neill 2014; NumPy's) of its own.
+The SHA-256 digest of the name's UTF-8 bytes starts it, both halves read as little-endian integers:
 
     state = bytes 0..15        increment = bytes 16..31, with the lowest bit set
 
@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# The first pattern that matches the name counts. A spread of None is sqrt(3 / fan-in), which keeps the variance; the fan-in
-# is the product of all dimensions but the first, or the first one for the two projections, which are used as x @ P.
+# The first pattern that matches the name counts. A spread of None is sqrt(3 / fan-in), which keeps the variance; the
+# fan-in is the product of all dimensions but the first, or the first for the two projections, used as x @ P.
 RULES = [
     (r"logit_scale$", 2.5, 0.5),
     (r"token_embedding\.weight$", 0.0, 0.04),

@@ -1,0 +1,170 @@
+"""PIL image -> float32 pixels [3, R, R], bit for bit those of openai/CLIP (torchvision), with Pillow and NumPy only.
+
+The stages, each a function below, in this order:
+
+    open_image   file                 -> PIL image, fully decoded
+    resize       any mode, any size   -> shorter side R (Pillow's antialiased bicubic, in the image's own mode)
+    center_crop  shorter side R       -> R x R
+    to_pixels    R x R, any mode      -> uint8 [R, R, 3], RGB
+    normalize    uint8 [R, R, 3]      -> float32 [3, R, R]
+
+Where ports go wrong, with the largest error seen in a channel, of 255:
+
+- Pillow's bicubic has a = -0.5 and widens its kernel by the scale when it shrinks (antialias). Without that: 65. Most
+  tensor libraries have a = -0.75.
+- Pillow filters along the width first, then along the height, and rounds and clips to 0..255 after each. Floats all the
+  way: 13. Its weights are fixed point, of 22 bits: a float filter that rounds likewise is off by 1 in a few of 10,000.
+- RGB comes after the resize. RGBA and LA are filtered with the colour multiplied by alpha, and alpha is then dropped;
+  palette and 1-bit images are resized with the nearest neighbour. Converted first: 254 (RGBA), 75 (palette).
+- The longer side is rounded down, the crop's offset half to even (see `center_crop`). Rounded down instead: 110.
+- EXIF orientation is ignored, as in openai/CLIP: a photo that a viewer turns upright stays as it is stored. To turn it,
+  give `PIL.ImageOps.exif_transpose(image)`.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+
+from .config import INTERPOLATIONS, RESIZE_MODES, PreprocessConfig, _one_of
+
+# A long thin image is enlarged whole before most of it is cropped away. This is 512 MiB at 4 bytes a pixel (RGBA takes
+# twice that), and admits 1 x 640 for the largest model, R = 448.
+MAX_RESIZED_PIXELS = 2**27
+
+
+class ImageError(ValueError):
+    """A picture that can't be used. The message names the file, where there is one, and the fault."""
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """The whole way from a PIL image to a model's input.
+
+    Takes any mode and size, and returns a float32 tensor [3, R, R]; stack several to a batch [N, 3, R, R].
+    Raises TypeError for what is not a PIL image, and ImageError for one that can't be decoded or resized.
+    """
+
+    config: PreprocessConfig
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        if not isinstance(image, Image.Image):
+            raise TypeError(f"expected a PIL image, got {type(image).__name__}; {_advice(image)}")
+        config = self.config
+        _decode(image)
+        image = resize(image, config.image_size, config.interpolation, config.resize_mode)
+        image = center_crop(image, config.image_size)
+        return normalize(to_pixels(image), config.mean, config.std)
+
+
+def open_image(path: str | os.PathLike[str]) -> Image.Image:
+    """Open and decode an image file (of several frames the first) and close it.
+
+    Raises ImageError for a file that is missing, not an image, damaged, without pixels, or larger than Pillow's
+    `Image.MAX_IMAGE_PIXELS`, where Pillow itself only warns of a decompression bomb.
+    """
+    path = os.fspath(path)
+    try:
+        with Image.open(path) as image:  # reads the header only
+            limit = Image.MAX_IMAGE_PIXELS
+            if limit is not None and image.width * image.height > limit:
+                raise ImageError(
+                    f"{_describe(image)} exceeds Pillow's limit of {limit} pixels against decompression bombs; "
+                    "if you trust the file, raise PIL.Image.MAX_IMAGE_PIXELS"
+                )
+            _decode(image)
+            return image
+    except ImageError:
+        raise
+    except UnidentifiedImageError as error:
+        beginning = _beginning(path)
+        raise ImageError(f"{path} is not an image that Pillow can read, or has no pixels; it {beginning}") from error
+    except Exception as error:  # a hostile header makes Pillow's plugins raise anything
+        raise ImageError(f"can't open the image {path}: {_reason(error)}") from error
+
+
+def resize(image: Image.Image, size: int, interpolation: str, resize_mode: str) -> Image.Image:
+    """Scale the shorter side to `size` and the longer in proportion, or with "squash" both to `size`.
+
+    The mode is kept. Already the right size: a copy, nothing is filtered.
+    """
+    _one_of("interpolation", interpolation, INTERPOLATIONS)
+    _one_of("resize_mode", resize_mode, RESIZE_MODES)
+    if 0 in image.size:
+        raise ImageError(f"{_describe(image)} has no pixels")
+    new_width, new_height = size, size
+    if resize_mode == "shortest":  # torchvision takes int() of a float quotient: the same for all sides below 2**40
+        new_width, new_height = (size * side // min(image.size) for side in image.size)
+    rows = max(image.height, new_height)  # Pillow's first pass makes new_width x image.height
+    if new_width * rows > MAX_RESIZED_PIXELS:
+        raise ImageError(
+            f"{_describe(image)} would be resized to {new_width} x {rows}, above the limit of {MAX_RESIZED_PIXELS} "
+            "pixels; crop it to a less extreme aspect ratio first"
+        )
+    return image.resize((new_width, new_height), Image.Resampling[interpolation.upper()])
+
+
+def center_crop(image: Image.Image, size: int) -> Image.Image:
+    """The size x size middle of an image that is at least that large.
+
+    An odd excess leaves half a pixel, which torchvision rounds to even: an excess of 3, 4 or 5 starts the crop at 2.
+    """
+    if min(image.size) < size:
+        raise ImageError(f"{_describe(image)} is too small for a crop of {size} x {size}")
+    left, top = round((image.width - size) / 2), round((image.height - size) / 2)
+    return image.crop((left, top, left + size, top + size))
+
+
+def to_pixels(image: Image.Image) -> np.ndarray:
+    """Convert any mode to RGB, uint8 [height, width, 3], as Pillow does: alpha is dropped, colour profiles are ignored.
+
+    I, I;16 and F are clipped to 0..255, not scaled: a 16-bit grey photo turns almost all white, as in openai/CLIP.
+    """
+    try:
+        return np.array(image.convert("RGB"))
+    except ValueError as error:  # Pillow can't for mode La (grey multiplied by alpha); torchvision raises there too
+        raise ImageError(f"{_describe(image)} can't become RGB: {error}") from error
+
+
+def normalize(pixels: np.ndarray, mean: tuple[float, float, float], std: tuple[float, float, float]) -> torch.Tensor:
+    """uint8 [R, R, 3] -> float32 [3, R, R]: (pixels / 255 - mean) / std, rounded to float32 after each of the three."""
+    planes = pixels.transpose(2, 0, 1).astype(np.float32, order="C")
+    planes /= np.float32(255)
+    planes -= np.array(mean, np.float32)[:, None, None]
+    planes /= np.array(std, np.float32)[:, None, None]
+    return torch.from_numpy(planes)
+
+
+def _decode(image: Image.Image) -> None:
+    """Read the pixels, which Pillow puts off until they are needed; a no-op if they were read."""
+    try:
+        image.load()
+    except Exception as error:  # a damaged body makes Pillow's plugins raise anything
+        raise ImageError(f"can't decode {_describe(image)}: {_reason(error)}; get the file again") from error
+
+
+def _describe(image: Image.Image) -> str:
+    name = getattr(image, "filename", "") or "the image"  # only an image fresh from a file has a name
+    return f"{name} ({image.mode}, {image.width} x {image.height} pixels)"
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def _beginning(path: str) -> str:
+    with open(path, "rb") as file:
+        head = file.read(24)
+    return f"begins with {head!r}" if head else "is empty"
+
+
+def _advice(got: object) -> str:
+    if isinstance(got, np.ndarray):
+        return "make one with PIL.Image.fromarray(array), of uint8 [height, width, 3]"
+    if isinstance(got, torch.Tensor):
+        return "make one with PIL.Image.fromarray(tensor.permute(1, 2, 0).numpy()), of uint8 [3, height, width]"
+    return "open a file with PIL.Image.open(path) or miniclip.preprocess.open_image(path)"
