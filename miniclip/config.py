@@ -18,7 +18,7 @@ INTERPOLATIONS = ("bicubic", "bilinear")
 RESIZE_MODES = ("shortest", "squash")
 
 
-def _one_of(name: str, got: str, valid: tuple[str, ...]) -> None:
+def check_choice(name: str, got: str, valid: tuple[str, ...]) -> None:
     if got not in valid:
         raise ValueError(f"{name} is {got!r}; expected one of {', '.join(valid)}")
 
@@ -34,8 +34,8 @@ class PreprocessConfig:
     resize_mode: str = "shortest"  # "shortest": shorter side to R, then centre crop; "squash": both sides to R
 
     def __post_init__(self) -> None:
-        _one_of("interpolation", self.interpolation, INTERPOLATIONS)
-        _one_of("resize_mode", self.resize_mode, RESIZE_MODES)
+        check_choice("interpolation", self.interpolation, INTERPOLATIONS)
+        check_choice("resize_mode", self.resize_mode, RESIZE_MODES)
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class TransformerConfig:
     activation: str = "quick_gelu"
 
     def __post_init__(self) -> None:
-        _one_of("activation", self.activation, ACTIVATIONS)
+        check_choice("activation", self.activation, ACTIVATIONS)
         if self.width % self.heads:
             raise ValueError(f"width {self.width} does not divide into {self.heads} heads")
 

@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from .config import INTERPOLATIONS, RESIZE_MODES, PreprocessConfig, _one_of
+from miniclip.config import INTERPOLATIONS, RESIZE_MODES, PreprocessConfig, check_choice
 
 # A long thin image is enlarged whole before most of it is cropped away. This is 512 MiB at 4 bytes a pixel (RGBA takes
 # twice that), and admits 1 x 640 for the largest model, R = 448.
@@ -92,8 +92,8 @@ def resize(image: Image.Image, size: int, interpolation: str, resize_mode: str) 
 
     The mode is kept. Already the right size: a copy, nothing is filtered.
     """
-    _one_of("interpolation", interpolation, INTERPOLATIONS)
-    _one_of("resize_mode", resize_mode, RESIZE_MODES)
+    check_choice("interpolation", interpolation, INTERPOLATIONS)
+    check_choice("resize_mode", resize_mode, RESIZE_MODES)
     if 0 in image.size:
         raise ImageError(f"{_describe(image)} has no pixels")
     new_width, new_height = size, size

@@ -1,0 +1,282 @@
+"""Preprocessing against torchvision, bit for bit, and the errors for pictures that can't be used."""
+
+import io
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import PIL
+import pytest
+import torch
+from conformance.make_preprocess import CASES, GOLDEN, MODES, picture, samples, sha256, torchvision_transform
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+from safetensors import safe_open
+
+from miniclip import preprocess
+from miniclip.config import PreprocessConfig
+from miniclip.preprocess import ImageError, Preprocess, center_crop, normalize, open_image, resize, to_pixels
+
+pytestmark = pytest.mark.filterwarnings("ignore:Palette images with Transparency")
+SIDES = st.integers(1, 90)
+SIZES = st.integers(1, 48)
+
+
+def check_golden(name: str, pixels: torch.Tensor) -> None:
+    with safe_open(GOLDEN, "pt") as golden:
+        metadata, expected = golden.metadata(), golden.get_tensor(name)
+    difference = (samples(pixels) - expected).abs().max().item()
+    assert sha256(pixels) == metadata[name], (
+        f"{name}: pixels differ, by {difference} in 64 samples. Golden: {metadata['made_with']}; here: Pillow "
+        f"{PIL.__version__}. If test_equals_torchvision passes here, Pillow has changed: run make_preprocess.py"
+    )
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_golden(name):
+    mode, width, height, config = CASES[name]
+    pixels = Preprocess(config)(picture(mode, width, height))
+    assert (pixels.dtype, pixels.shape) == (torch.float32, (3, config.image_size, config.image_size))
+    check_golden(name, pixels)
+
+
+# Negative controls: each mistake that ports make, and a case that catches it.
+
+
+def floor_crop(image, size):
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    return image.crop((left, top, left + size, top + size))
+
+
+def rounded_resize(image, size, interpolation, resize_mode):
+    width, height = (round(size * side / min(image.size)) for side in image.size)
+    return image.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def resize_without_antialias(image, size, interpolation, resize_mode):
+    width, height = (size * side // min(image.size) for side in image.size)
+    scale = (image.width / width, 0, 0, 0, image.height / height, 0)
+    return image.transform((width, height), Image.Transform.AFFINE, scale, Image.Resampling.BICUBIC)
+
+
+def normalize_in_float64(pixels, mean, std):
+    return torch.from_numpy((pixels / 255 - mean) / std).permute(2, 0, 1).float().contiguous()
+
+
+@pytest.mark.parametrize(
+    ("name", "stage", "wrong"),
+    [
+        ("landscape", "center_crop", floor_crop),
+        ("portrait", "center_crop", floor_crop),
+        ("enlarged", "resize", rounded_resize),
+        ("landscape", "resize", resize_without_antialias),
+        ("unchanged", "normalize", normalize_in_float64),
+    ],
+)
+def test_golden_catches_a_wrong_stage(name, stage, wrong, monkeypatch):
+    monkeypatch.setattr(preprocess, stage, wrong)
+    with pytest.raises(AssertionError, match="pixels differ"):
+        test_golden(name)
+
+
+@pytest.mark.parametrize("change", [{"interpolation": "bilinear"}, {"resize_mode": "squash"}, {"std": (0.5, 0.5, 0.5)}])
+def test_golden_catches_a_wrong_setting(change):
+    mode, width, height, config = CASES["landscape"]
+    with pytest.raises(AssertionError, match="pixels differ"):
+        check_golden("landscape", Preprocess(replace(config, **change))(picture(mode, width, height)))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "PA", "1", "CMYK", "F"])
+def test_golden_catches_rgb_before_resize(mode):
+    with pytest.raises(AssertionError, match="pixels differ"):
+        check_golden(f"mode/{mode}", Preprocess(PreprocessConfig(32))(picture(mode, 64, 43).convert("RGB")))
+
+
+# Properties
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.sampled_from(MODES), SIDES, SIDES, SIZES, st.sampled_from(["bicubic", "bilinear"]),
+    st.sampled_from(["shortest", "squash"]),
+)  # fmt: skip
+def test_equals_torchvision(mode, width, height, size, interpolation, resize_mode):
+    pytest.importorskip("torchvision")
+    config = PreprocessConfig(size, interpolation=interpolation, resize_mode=resize_mode)
+    image = picture(mode, width, height)
+    assert torch.equal(Preprocess(config)(image), torchvision_transform(config)(image))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.sampled_from(MODES), SIDES, SIDES, SIZES)
+def test_output_is_normalized_bytes(mode, width, height, size):
+    config = PreprocessConfig(size)
+    image = picture(mode, width, height)
+    before = image.tobytes()
+    pixels = Preprocess(config)(image)
+    assert (pixels.dtype, pixels.shape) == (torch.float32, (3, size, size)) and pixels.is_contiguous()
+    values = 255 * (pixels.permute(1, 2, 0).double() * torch.tensor(config.std) + torch.tensor(config.mean))
+    assert (values - values.round()).abs().max() < 1e-3
+    assert values.min() > -0.5 and values.max() < 255.5
+    assert image.tobytes() == before
+
+
+@settings(max_examples=50, deadline=None)
+@given(SIDES, SIDES, SIZES, st.tuples(*[st.integers(0, 255)] * 3))
+def test_one_colour_stays_that_colour(width, height, size, colour):
+    config = PreprocessConfig(size)
+    expected = normalize(np.array([[colour]], np.uint8), config.mean, config.std).expand(3, size, size)
+    assert torch.equal(Preprocess(config)(Image.new("RGB", (width, height), colour)), expected)
+
+
+@given(st.integers(1, 40), st.integers(0, 40), st.integers(0, 40))
+def test_crop_starts_at_half_the_excess_rounded_to_even(size, excess_x, excess_y):
+    y, x = np.mgrid[: size + excess_y, : size + excess_x]
+    cropped = np.array(center_crop(Image.fromarray((1000 * y + x).astype(np.int32)), size))
+    assert cropped.shape == (size, size)
+    top, left = divmod(int(cropped[0, 0]), 1000)
+    for start, excess in ((left, excess_x), (top, excess_y)):
+        assert start == (excess + (excess % 4 == 3)) // 2
+
+
+def test_stages():
+    image = picture("RGBA", 64, 43)
+    resized = resize(image, 32, "bicubic", "shortest")
+    cropped = center_crop(resized, 32)
+    pixels = to_pixels(cropped)
+    config = PreprocessConfig(32)
+    assert (resized.mode, resized.size, cropped.size) == ("RGBA", (47, 32), (32, 32))
+    assert (pixels.dtype, pixels.shape) == (np.uint8, (32, 32, 3))
+    assert torch.equal(normalize(pixels, config.mean, config.std), Preprocess(config)(image))
+
+
+def test_repr_says_everything():
+    assert repr(PreprocessConfig(224)) in repr(Preprocess(PreprocessConfig(224)))
+
+
+def test_exif_orientation_is_ignored(tmp_path):
+    image, exif = picture("RGB", 64, 43), Image.Exif()
+    exif[0x0112] = 6  # the tag Orientation: turn by 90 degrees
+    image.save(tmp_path / "turned.png", exif=exif)
+    turned = open_image(tmp_path / "turned.png")
+    transform = Preprocess(PreprocessConfig(32))
+    assert torch.equal(transform(turned), transform(image))
+    assert not torch.equal(transform(ImageOps.exif_transpose(turned)), transform(image))
+
+
+# Errors
+
+
+def encoded(format: str, mode: str = "RGB") -> bytes:
+    buffer = io.BytesIO()
+    picture(mode, 64, 43).save(buffer, format)
+    return buffer.getvalue()
+
+
+BAD_FILES = {
+    "empty": (b"", "it is empty"),
+    "html": (b"<!DOCTYPE html><title>404</title>", "it begins with b'<!DOCTYPE html>"),
+    "jpeg": (encoded("JPEG")[:-200], "truncated"),
+    "png": (encoded("PNG")[:-200], "truncated|broken"),
+    "gif": (encoded("GIF")[:-200], "truncated"),
+    "tiff": (encoded("TIFF")[:-200], "truncated"),
+    "damaged png": (encoded("PNG")[:300] + bytes(100) + encoded("PNG")[400:], "data stream"),
+    "jpeg header": (encoded("JPEG")[:20], "JFIF"),
+    "no width": (b"P6\n0 5\n255\n", "no pixels"),
+    "no size": (encoded("BMP")[:18] + bytes(8) + encoded("BMP")[26:], "no pixels"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_bad_file(name, tmp_path):
+    content, fault = BAD_FILES[name]
+    path = tmp_path / f"{name}.jpg"
+    path.write_bytes(content)
+    with pytest.raises(ImageError, match=fault) as raised:
+        open_image(path)
+    assert str(path) in str(raised.value)
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "TIFF"])
+def test_good_file_is_decoded_and_closed(format, tmp_path):
+    path = tmp_path / "picture"
+    path.write_bytes(encoded(format))
+    image = open_image(path)
+    path.unlink()
+    with Image.open(io.BytesIO(encoded(format))) as expected:
+        assert image.convert("RGB").tobytes() == expected.convert("RGB").tobytes()
+
+
+def test_missing_file_and_directory(tmp_path):
+    with pytest.raises(ImageError, match=r"missing\.jpg: No such file"):
+        open_image(str(tmp_path / "missing.jpg"))
+    with pytest.raises(ImageError, match=tmp_path.name):  # the reason is the operating system's
+        open_image(tmp_path)
+
+
+@pytest.mark.parametrize("limit", [64 * 43 - 1, 64 * 43 // 3])  # Pillow warns above it, and raises above twice it
+def test_decompression_bomb(limit, tmp_path, monkeypatch):
+    path = tmp_path / "bomb.png"
+    path.write_bytes(encoded("PNG"))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    with warnings.catch_warnings(), pytest.raises(ImageError, match=r"bomb\.png.*decompression bomb"):
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        open_image(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 64 * 43)
+    assert open_image(path).size == (64, 43)
+
+
+def test_truncated_file_opened_by_pillow(tmp_path):
+    path = tmp_path / "half.jpg"
+    path.write_bytes(BAD_FILES["jpeg"][0])
+    with Image.open(path) as image, pytest.raises(ImageError, match=r"half\.jpg .*truncated"):
+        Preprocess(PreprocessConfig(32))(image)
+    with Image.open(io.BytesIO(path.read_bytes())) as image, pytest.raises(ImageError, match=r"the image .*truncated"):
+        Preprocess(PreprocessConfig(32))(image)
+
+
+@pytest.mark.parametrize(
+    ("got", "advice"),
+    [
+        ("cat.jpg", r"got str; .*open_image"),
+        (np.zeros((4, 4, 3), np.uint8), r"got ndarray; .*fromarray\(array\)"),
+        (torch.zeros(3, 4, 4), r"got Tensor; .*permute"),
+        (None, "got NoneType"),
+    ],
+)
+def test_not_an_image(got, advice):
+    with pytest.raises(TypeError, match=advice):
+        Preprocess(PreprocessConfig(32))(got)
+
+
+def test_mode_that_pillow_cannot_convert():
+    with pytest.raises(ImageError, match=r"La.*can't become RGB"):
+        Preprocess(PreprocessConfig(32))(Image.new("La", (40, 40)))
+
+
+@pytest.mark.parametrize("size", [(0, 5), (5, 0), (0, 0)])
+def test_no_pixels(size):
+    with pytest.raises(ImageError, match="no pixels"):
+        Preprocess(PreprocessConfig(32))(Image.new("RGB", size))
+
+
+def test_thin_image_is_refused_before_it_is_resized(monkeypatch):
+    asked = []
+    monkeypatch.setattr(Image.Image, "resize", lambda self, size, resample: asked.append(size))
+    for width, height, mode in ((1, 10**6, "shortest"), (10**6, 1, "shortest"), (1, 10**6, "squash")):
+        with pytest.raises(ImageError, match=f"{width} x {height} pixels.*crop it"):
+            resize(Image.new("L", (width, height)), 448, "bicubic", mode)
+    assert asked == []
+    resize(Image.new("L", (1, 640)), 448, "bicubic", "shortest")
+    assert asked == [(448, 448 * 640)]
+
+
+def test_wrong_arguments():
+    image = picture("RGB", 64, 43)
+    with pytest.raises(ValueError, match="interpolation is 'lanczos'"):
+        resize(image, 32, "lanczos", "shortest")
+    with pytest.raises(ValueError, match="resize_mode is 'longest'"):
+        resize(image, 32, "bicubic", "longest")
+    with pytest.raises(ImageError, match=r"64 x 43 pixels.*too small for a crop of 44 x 44"):
+        center_crop(image, 44)
