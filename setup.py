@@ -27,6 +27,6 @@ setup(
         "safetensors",
         "tqdm",
     ],
-    extras_require={"plot": PLOT, "test": ["pytest", "hypothesis", "ruff", *PLOT]},
+    extras_require={"plot": PLOT, "test": ["pytest", "hypothesis", "ruff", "setuptools>=77", *PLOT]},
     entry_points={"console_scripts": ["miniclip=miniclip.cli:main"]},
 )

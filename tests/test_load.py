@@ -1,0 +1,258 @@
+"""`load` and `build_model`: every kind of file gives the same model, and bad ones give an error that helps."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+from conformance.openai_cases import CASES, IMAGES, TEXTS
+from conformance.seeded import image, text, weights
+from safetensors.torch import save_file
+
+from miniclip.config import CLIPConfig
+from miniclip.models import CLIP, convert_weights
+from miniclip.preprocess import Preprocess
+from miniclip.weights import CheckpointError, available_models, build_model, huggingface, load
+from miniclip.weights import load as load_function
+from miniclip.weights.convert import save_checkpoint
+from miniclip.weights.load import open_checkpoint
+
+
+def state_dict(config: CLIPConfig) -> dict[str, torch.Tensor]:
+    with torch.device("meta"):
+        model = CLIP(config)
+    return weights({name: tuple(value.shape) for name, value in model.state_dict().items()})
+
+
+@torch.no_grad()
+def outputs(model: CLIP) -> tuple[torch.Tensor, torch.Tensor]:
+    vision, words = model.config.vision, model.config.text
+    images = image(IMAGES, vision.image_size)
+    texts = text(TEXTS, words.context_length, words.vocab_size)
+    return model.encode_image(images), model.encode_text(texts)
+
+
+def assert_same(model: CLIP, expected: CLIP) -> None:
+    for mine, theirs in zip(outputs(model), outputs(expected), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+@pytest.fixture(scope="module", params=["vit", "resnet"])
+def tensors(request):
+    return state_dict(CASES[request.param])
+
+
+@pytest.fixture(scope="module")
+def vit():
+    return state_dict(CASES["vit"])
+
+
+def test_build_model_infers_the_config(tensors):
+    model = build_model(tensors)
+    assert model.config in CASES.values()
+    assert not model.training
+    assert all(torch.equal(value, tensors[name]) for name, value in model.state_dict().items())
+
+
+def test_the_model_has_a_copy(vit):
+    tensors = {name: tensor.clone() for name, tensor in vit.items()}
+    model = build_model(tensors)
+    before = outputs(model)
+    for tensor in tensors.values():
+        tensor.zero_()
+    assert torch.equal(outputs(model)[0], before[0])
+
+
+def test_state_dict_files(tensors, tmp_path):
+    expected = build_model(tensors)
+    buffers = {
+        "input_resolution": torch.tensor(40),
+        "context_length": torch.tensor(13),
+        "vocab_size": torch.tensor(301),
+    }
+    prefixed = {f"module.{name}": tensor for name, tensor in tensors.items()}
+    contents = {
+        "plain": {**tensors, **buffers},
+        "model": {"model": tensors},
+        "ddp": {"epoch": 3, "state_dict": prefixed},
+    }
+    for name, content in contents.items():
+        torch.save(content, tmp_path / f"{name}.pt")
+        model, preprocess = load(tmp_path / f"{name}.pt", device="cpu")
+        assert_same(model, expected)
+        assert preprocess == Preprocess(model.config.preprocess)
+    save_file(tensors, tmp_path / "x.safetensors")
+    assert_same(load(str(tmp_path / "x.safetensors"), device="cpu")[0], expected)
+
+
+def test_torchscript_archive(tensors, tmp_path):
+    """As openai/CLIP's files were made: traced, in half precision, with three integers among the buffers."""
+    model = convert_weights(build_model(tensors), torch.float16)
+    for name, value in (("input_resolution", 40), ("context_length", 13), ("vocab_size", 301)):
+        delattr(model, name) if hasattr(model, name) else None
+        model.register_buffer(name, torch.tensor(value))
+    size, length = model.config.vision.image_size, model.config.text.context_length
+    example = torch.zeros(1, 3, size, size), torch.zeros(1, length, dtype=torch.int)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.trace(Forward(model), example, check_trace=False)
+        torch.jit.save(torch.jit.trace(Forward(model), example, check_trace=False).clip, tmp_path / "archive.pt")
+    loaded, _ = load(tmp_path / "archive.pt", device="cpu")
+    assert loaded.dtype == torch.float32
+    assert_same(loaded, convert_weights(build_model(tensors, dtype=torch.float16), torch.float32))
+
+
+class Forward(torch.nn.Module):
+    """Keeps a model's checks of Python integers out of the trace."""
+
+    def __init__(self, clip: CLIP):
+        super().__init__()
+        self.clip = clip
+
+    def forward(self, images, texts):
+        return self.clip.visual(images.to(self.clip.dtype))
+
+
+def test_missing_counters_of_batches_are_fine():
+    tensors = {k: v for k, v in state_dict(CASES["resnet"]).items() if not k.endswith("num_batches_tracked")}
+    assert_same(build_model(tensors), build_model(state_dict(CASES["resnet"])))
+
+
+def test_directories(vit, tmp_path):
+    config = CASES["vit"]
+    huggingface.write(vit, config, tmp_path / "hf")
+    model, preprocess = load(tmp_path / "hf", device="cpu")
+    assert model.config == config
+    assert_same(model, build_model(vit))
+
+    folder = tmp_path / "openclip"
+    folder.mkdir()
+    save_file(vit, folder / "open_clip_model.safetensors")
+    vision = {"image_size": 40, "layers": 3, "width": 128, "patch_size": 8}
+    words = {"context_length": 13, "vocab_size": 301, "width": 64, "heads": 1, "layers": 2}
+    model_cfg = {"embed_dim": 48, "quick_gelu": True, "vision_cfg": vision, "text_cfg": words}
+    preprocess_cfg = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "interpolation": "bilinear"}
+    (folder / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": model_cfg, "preprocess_cfg": preprocess_cfg})
+    )
+    model, preprocess = load(folder, device="cpu")
+    assert_same(model, build_model(vit))
+    assert preprocess.config.mean == (0.5, 0.5, 0.5)
+    assert preprocess.config.interpolation == "bilinear"
+
+
+def test_a_directory_states_its_activation(vit, tmp_path):
+    transformer = dataclasses.replace(CASES["vit"].text.transformer, activation="gelu")
+    text_config = dataclasses.replace(CASES["vit"].text, transformer=transformer)
+    vision_transformer = dataclasses.replace(CASES["vit"].vision.transformer, activation="gelu")
+    vision_config = dataclasses.replace(CASES["vit"].vision, transformer=vision_transformer)
+    huggingface.write(vit, dataclasses.replace(CASES["vit"], vision=vision_config, text=text_config), tmp_path / "hf")
+    model, _ = load(tmp_path / "hf", device="cpu", activation="gelu")
+    assert not torch.allclose(outputs(model)[0], outputs(build_model(vit))[0], atol=1e-3)
+    with pytest.raises(CheckpointError, match="states the activation gelu, not quick_gelu"):
+        load(tmp_path / "hf", device="cpu", activation="quick_gelu")
+
+
+def test_the_activation_of_a_bare_file(vit, tmp_path):
+    save_file(vit, tmp_path / "x.safetensors")
+    assert load(tmp_path / "x.safetensors", "cpu")[0].config.vision.transformer.activation == "quick_gelu"
+    assert load(tmp_path / "x.safetensors", "cpu", activation="gelu")[0].config.vision.transformer.activation == "gelu"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_dtype(vit, tmp_path, dtype):
+    save_file(vit, tmp_path / "x.safetensors")
+    model, _ = load(tmp_path / "x.safetensors", device="cpu", dtype=dtype)
+    assert model.dtype == dtype
+    assert_same(model, convert_weights(build_model(vit), dtype))
+
+
+def test_the_file_may_be_overwritten_after_loading(vit, tmp_path):
+    path = tmp_path / "x.pt"
+    torch.save(vit, path)
+    model, _ = load(path, device="cpu")
+    path.write_bytes(b"")  # a model that still looked into the file would crash the process
+    assert_same(model, build_model(vit))
+
+
+def test_every_wrong_tensor_is_listed(vit):
+    wrong = dict(vit)
+    del wrong["visual.ln_post.bias"], wrong["ln_final.bias"]
+    wrong["visual.proj"] = torch.zeros(7, 9)
+    wrong["visual.extra"] = torch.zeros(3)
+    with pytest.raises(CheckpointError) as error:
+        build_model(wrong)
+    lines = ["visual.ln_post.bias [128]", "ln_final.bias [64]", "visual.proj is [7, 9]; expected [128, 48]"]
+    for line in [*lines, "visual.extra [3]"]:
+        assert line in str(error.value)
+
+
+def test_names():
+    assert available_models()[:2] == ["RN50", "RN101"]
+    assert "ViT-L/14@336px" in available_models()
+    with pytest.raises(CheckpointError, match="ViT-B-32 is neither a file or directory nor one of the models: RN50"):
+        load("ViT-B-32")
+
+
+def test_a_named_model_is_downloaded(vit, tmp_path, monkeypatch):
+    save_file(vit, tmp_path / "ViT-B-32.pt")
+    asked = []
+
+    def download(name, root):
+        asked.append((name, root))
+        return tmp_path / "ViT-B-32.pt"
+
+    monkeypatch.setattr(sys.modules[load_function.__module__], "download", download)
+    assert_same(load("ViT-B/32", "cpu", False, tmp_path)[0], build_model(vit))
+    assert asked == [("ViT-B/32", tmp_path)]
+
+
+def test_arguments_that_make_no_sense(tmp_path):
+    with pytest.raises(ValueError, match=r"torch\.compile"):
+        load("ViT-B/32", jit=True)
+    with pytest.raises(ValueError, match="no Triton kernels"):
+        load("ViT-B/32", backend="triton")
+    with pytest.raises(ValueError, match="backend is 'cudnn'"):
+        load("ViT-B/32", backend="cudnn")
+    with pytest.raises(CheckpointError, match="directory without"):
+        load(tmp_path)
+
+
+def test_convert_round_trip(vit, tmp_path):
+    """safetensors -> Hugging Face -> state dict -> safetensors changes no bit and no dtype."""
+    half = convert_weights(build_model(vit), torch.float16).state_dict()
+    save_file(half, tmp_path / "a.safetensors")
+    path = tmp_path / "a.safetensors"
+    for name in ("b", "c.pt", "d.safetensors"):
+        save_checkpoint(*open_checkpoint(path), tmp_path / name)
+        path = tmp_path / name
+    _, tensors = open_checkpoint(path)
+    assert sorted(tensors) == sorted(half)
+    for name, tensor in half.items():
+        assert tensors[name].dtype == tensor.dtype
+        assert torch.equal(tensors[name], tensor)
+    with pytest.raises(CheckpointError, match=r"\.bin: expected a name that ends in"):
+        save_checkpoint(*open_checkpoint(path), tmp_path / "x.bin")
+
+
+def test_memory(tmp_path):
+    """Loading peaks at 1.3 times the model's bytes: half precision in the file, float32 in memory."""
+    pytest.importorskip("resource")
+    config = dataclasses.replace(CASES["vit"], text=dataclasses.replace(CASES["vit"].text, vocab_size=300))
+    wide = dataclasses.replace(config.vision.transformer, width=512, heads=8, layers=24, mlp_width=2048)
+    config = dataclasses.replace(config, vision=dataclasses.replace(config.vision, transformer=wide))
+    torch.save(convert_weights(CLIP(config), torch.float16).state_dict(), tmp_path / "x.pt")  # 150 MB
+    code = f"""
+import resource, miniclip, torch
+torch.set_num_threads(1)
+warm_up = miniclip.CLIP, torch.zeros(9).half().float()
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+before = peak()
+model, _ = miniclip.load({str(tmp_path / "x.pt")!r}, device="cpu")
+print((peak() - before) / sum(p.numel() * p.element_size() for p in model.parameters()))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 1.3

@@ -1,0 +1,293 @@
+"""The losses against values by hand, against each other, and against the memory they promise not to use."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import re
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from miniclip.config import CLIPConfig, PreprocessConfig, TextConfig, TransformerConfig, ViTConfig
+from miniclip.models.clip import CLIP
+from miniclip.training.loss import (
+    MAX_LOGIT_SCALE,
+    Embedder,
+    cached_backward,
+    chunked_contrastive_loss,
+    clamp_logit_scale,
+    contrastive_loss,
+)
+
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
+
+
+def small_embedder(dtype: torch.dtype) -> Embedder:
+    torch.manual_seed(0)
+    image = ViTConfig(16, 8, TransformerConfig(width=32, layers=2, heads=2, mlp_width=128))
+    text = TextConfig(8, 50, TransformerConfig(width=32, layers=2, heads=2, mlp_width=128))
+    return Embedder(CLIP(CLIPConfig(16, image, text, PreprocessConfig(16))).to(dtype))
+
+
+def pairs(count: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(count, 3, 16, 16, dtype=torch.float64, generator=generator)
+    return images.to(dtype), torch.randint(50, (count, 8), generator=generator)
+
+
+def unit(count: int, width: int, scale: float, dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:
+    """Image and text embeddings, pairs of them close to each other, and the multiplier: leaves for a gradient."""
+    generator = torch.Generator().manual_seed(2)
+    image = F.normalize(torch.randn(count, width, dtype=torch.float64, generator=generator), dim=1)
+    noise = F.normalize(torch.randn(count, width, dtype=torch.float64, generator=generator), dim=1)
+    leaves = image, F.normalize(image + noise, dim=1), torch.tensor(scale)
+    return [x.to(dtype).requires_grad_() for x in leaves]
+
+
+def gradients(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
+
+
+def worst_error(got: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
+    """The largest difference in any gradient, as a share of that gradient's largest entry."""
+    assert got.keys() == expected.keys() and expected
+    return max(((got[k] - g).abs().max() / g.abs().max()).item() for k, g in expected.items())
+
+
+def whole_batch(dtype: torch.dtype, count: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """What everything here must reproduce: loss and gradients of one pass over the batch with the plain loss."""
+    embedder = small_embedder(dtype)
+    loss = contrastive_loss(*embedder(*pairs(count, dtype)))
+    loss.backward()
+    return loss.detach(), gradients(embedder)
+
+
+def by_hand(z: list[list[float]]) -> float:
+    rows = [math.log(sum(map(math.exp, row))) - row[i] for i, row in enumerate(z)]
+    columns = [math.log(sum(map(math.exp, column))) - column[i] for i, column in enumerate(zip(*z, strict=True))]
+    return (sum(rows) + sum(columns)) / (2 * len(z))
+
+
+@pytest.mark.parametrize("loss_fn", [contrastive_loss, functools.partial(chunked_contrastive_loss, chunk=1)])
+def test_loss_by_hand(loss_fn):
+    image, scale = torch.eye(2, dtype=torch.float64), torch.tensor(2.0, dtype=torch.float64)
+    assert loss_fn(image, image, scale).item() == pytest.approx(math.log(1 + math.exp(-2)))
+    text = torch.tensor([[1, 0], [0.6, 0.8]], dtype=torch.float64)
+    assert loss_fn(image, text, scale).item() == pytest.approx(by_hand([[2, 1.2], [0, 1.6]]), abs=1e-12)
+    one_direction = F.cross_entropy(scale * image @ text.T, torch.arange(2)).item()
+    assert one_direction != pytest.approx(by_hand([[2, 1.2], [0, 1.6]]), abs=1e-2)  # the test sees a missing half
+
+
+def losses_and_gradients(loss_fn, leaves):
+    loss = loss_fn(*leaves)
+    return loss.detach(), dict(zip(["image", "text", "scale"], torch.autograd.grad(loss, leaves), strict=True))
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 9), st.integers(1, 11), st.sampled_from([0.5, 14.3, 100.0]))
+def test_chunked_matches_whole(count, chunk, scale):
+    leaves = unit(count, 5, scale)
+    loss, expected = losses_and_gradients(contrastive_loss, leaves)
+    chunked_loss, got = losses_and_gradients(functools.partial(chunked_contrastive_loss, chunk=chunk), leaves)
+    assert abs(chunked_loss - loss) < 1e-10
+    assert all((got[k] - expected[k]).abs().max() < 1e-10 for k in expected)  # absolute: a single pair's are all zero
+
+
+@pytest.mark.parametrize("scale", [14.3, 100.0])
+def test_chunked_matches_whole_in_float32(scale):
+    leaves = unit(200, 32, scale, torch.float32)
+    loss, expected = losses_and_gradients(contrastive_loss, leaves)
+    chunked_loss, got = losses_and_gradients(functools.partial(chunked_contrastive_loss, chunk=7), leaves)
+    assert abs(chunked_loss - loss) < 1e-5 and worst_error(got, expected) < 1e-5
+    got["scale"] = got["scale"] * 1.001
+    assert worst_error(got, expected) > 1e-5
+
+
+def test_chunked_gradcheck():
+    torch.autograd.gradcheck(functools.partial(chunked_contrastive_loss, chunk=2), unit(5, 3, 14.3))
+
+
+class LargestTensor(TorchDispatchMode):
+    """Records how many elements the largest tensor has that any operation returns, backward pass included."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        sizes = [x.numel() for x in tree_leaves(out) if isinstance(x, torch.Tensor)]
+        self.elements = max([self.elements, *sizes])
+        return out
+
+
+def test_chunked_never_holds_the_logits():
+    for loss_fn, elements in (chunked_contrastive_loss, 16 * 128), (lambda *x, chunk: contrastive_loss(*x), 128 * 128):
+        with LargestTensor() as largest:
+            loss_fn(*unit(128, 8, 14.3), chunk=16).backward()
+        assert largest.elements == elements
+
+
+def test_losses_ignore_autocast():
+    image, text, scale = leaves = unit(64, 16, 100.0, torch.float32)
+    chunked = functools.partial(chunked_contrastive_loss, chunk=10)
+    loss, expected = losses_and_gradients(chunked, leaves)
+    with torch.autocast("cpu", torch.bfloat16):
+        same_loss, got = losses_and_gradients(chunked, leaves)
+        assert abs(contrastive_loss(*leaves) - loss) < 1e-6
+        assert abs(F.cross_entropy(scale * image @ text.T, torch.arange(64)) - loss) > 1e-4
+    assert same_loss == loss and worst_error(got, expected) == 0
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("micro_batch", [1, 3, 12, 20])
+def test_cached_backward_matches_whole_batch(dtype, micro_batch):
+    loss, expected = whole_batch(dtype, 12)
+    embedder = small_embedder(dtype)
+    cached_loss = cached_backward(embedder, *pairs(12, dtype), micro_batch)
+    assert abs(cached_loss - loss) < TOLERANCE[dtype] and not cached_loss.requires_grad
+    assert worst_error(gradients(embedder), expected) < TOLERANCE[dtype]
+
+
+def test_micro_batches_with_their_own_losses_are_not_the_whole_batch():
+    _, expected = whole_batch(torch.float64, 12)
+    embedder = small_embedder(torch.float64)
+    for batch in zip(*(x.split(3) for x in pairs(12, torch.float64)), strict=True):
+        (contrastive_loss(*embedder(*batch)) / 4).backward()
+    assert worst_error(gradients(embedder), expected) > 0.1
+
+
+def test_cached_backward_composes_and_accumulates():
+    _, expected = whole_batch(torch.float64, 12)
+    embedder = small_embedder(torch.float64)
+    for _ in range(2):
+        loss_fn = functools.partial(chunked_contrastive_loss, chunk=5)
+        cached_backward(embedder, *pairs(12, torch.float64), 4, lambda *x, f=loss_fn: 8 * f(*x))
+    assert worst_error(gradients(embedder), {k: 16 * g for k, g in expected.items()}) < 1e-10
+
+
+@pytest.mark.parametrize("pattern", [r"clip\.visual", r"clip\.(?!visual|logit_scale)", r"clip\.logit_scale"])
+def test_cached_backward_with_a_frozen_part(pattern):
+    _, expected = whole_batch(torch.float64, 6)
+    embedder = small_embedder(torch.float64)
+    for name, parameter in embedder.named_parameters():
+        parameter.requires_grad_(not re.match(pattern, name))
+    cached_backward(embedder, *pairs(6, torch.float64), 4)
+    trained = {name: gradient for name, gradient in expected.items() if not re.match(pattern, name)}
+    assert len(trained) < len(expected) and worst_error(gradients(embedder), trained) < 1e-10
+
+
+def test_cached_backward_under_autocast():
+    """Also that the cast weights which autocast kept from the pass without graphs do reach the parameters."""
+    _, expected = whole_batch(torch.float32, 12)
+    plain, cached = small_embedder(torch.float32), small_embedder(torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = contrastive_loss(*plain(*pairs(12, torch.float32)))
+        cached_loss = cached_backward(cached, *pairs(12, torch.float32), 5)
+    loss.backward()
+    assert abs(cached_loss - loss) < 1e-3
+    assert worst_error(gradients(cached), gradients(plain)) < 0.02
+    assert worst_error(gradients(plain), expected) > 1e-3  # it was computed in bfloat16
+
+
+class Peak:
+    """Counts the elements that autograd keeps for the backward pass, now and at most."""
+
+    def __init__(self):
+        self.now = self.peak = 0
+
+    def __enter__(self):
+        self.hooks = torch.autograd.graph.saved_tensors_hooks(lambda x: Saved(self, x), lambda saved: saved.tensor)
+        self.hooks.__enter__()
+        return self
+
+    def __exit__(self, *error):
+        self.hooks.__exit__(*error)
+
+    def add(self, elements: int):
+        self.now += elements
+        self.peak = max(self.peak, self.now)
+
+
+class Saved:
+    def __init__(self, peak: Peak, tensor: torch.Tensor):
+        self.peak, self.tensor = peak, tensor
+        peak.add(tensor.numel())
+
+    def __del__(self):
+        self.peak.add(-self.tensor.numel())
+
+
+def test_cached_backward_keeps_one_micro_batch_of_activations():
+    peaks = []
+    for micro_batch in 2, 32:
+        embedder = small_embedder(torch.float32)
+        with Peak() as memory:
+            cached_backward(embedder, *pairs(32, torch.float32), micro_batch)
+        assert memory.now == 0
+        peaks.append(memory.peak)
+    weights = sum(p.numel() for p in embedder.parameters())  # kept as well, whatever the batch
+    assert peaks[0] - weights < (peaks[1] - weights) / 10
+
+
+class Dropout(nn.Module):
+    """An embedder that draws random numbers."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear = nn.Linear(6, 4).double()
+
+    def forward(self, images, texts):
+        image, text = (F.normalize(F.dropout(self.linear(x), 0.3), dim=1) for x in (images, texts))
+        return image, text, torch.tensor(5.0).double()
+
+
+def test_cached_backward_repeats_random_numbers(monkeypatch):
+    generator = torch.Generator().manual_seed(3)
+    batch = [torch.randn(9, 6, dtype=torch.float64, generator=generator) for _ in range(2)]
+
+    plain = Dropout()
+    torch.manual_seed(4)
+    image, text, scale = zip(*(plain(*part) for part in zip(*(x.split(4) for x in batch), strict=True)), strict=True)
+    contrastive_loss(torch.cat(image), torch.cat(text), scale[0]).backward()
+    after = torch.get_rng_state()
+
+    cached = Dropout()
+    torch.manual_seed(4)
+    cached_backward(cached, *batch, 4)
+    assert worst_error(gradients(cached), gradients(plain)) < 1e-10
+    assert torch.equal(torch.get_rng_state(), after)
+
+    monkeypatch.setattr(torch.random, "fork_rng", lambda devices: contextlib.nullcontext())
+    other = Dropout()
+    torch.manual_seed(4)
+    cached_backward(other, *batch, 4)
+    assert worst_error(gradients(other), gradients(plain)) > 1e-2
+
+
+def test_clamp_logit_scale():
+    clip = small_embedder(torch.float32).clip
+    for value, clamped in (MAX_LOGIT_SCALE + 1, MAX_LOGIT_SCALE), (-1.0, -1.0):
+        nn.init.constant_(clip.logit_scale, value)
+        clamp_logit_scale(clip)
+        assert clip.logit_scale.item() == pytest.approx(clamped) and clip.logit_scale.requires_grad
+
+
+def test_errors():
+    image, text, scale = unit(4, 3, 1.0)
+    for loss_fn in contrastive_loss, functools.partial(chunked_contrastive_loss, chunk=2):
+        with pytest.raises(ValueError, match="4 images and 3 texts"):
+            loss_fn(image, text[:3], scale)
+        with pytest.raises(ValueError, match="0 images"):
+            loss_fn(image[:0], text[:0], scale)
+    with pytest.raises(ValueError, match="chunk is 0"):
+        chunked_contrastive_loss(image, text, scale, 0)
+    with pytest.raises(ValueError, match="micro_batch is 0"):
+        cached_backward(small_embedder(torch.float32), *pairs(4, torch.float32), 0)
