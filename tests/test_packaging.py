@@ -32,7 +32,7 @@ def install(source: Path, prefix: Path, *options: str) -> Path:
 def imported_from(site: Path, folder: Path) -> list[str]:
     """The files of miniclip and miniclip.weights as imported in `folder`, installed in `site` alone."""
     # -S leaves out the .pth files of the surrounding environment, where miniclip may be installed too.
-    code = f"import site, sys; sys.path[:0] = ['']; sys.path += [{SITE_PACKAGES!r}]; site.addsitedir({str(site)!r}); "
+    code = f"import site, sys; sys.path[:0] = ['']; site.addsitedir({str(site)!r}); sys.path += [{SITE_PACKAGES!r}]; "
     done = subprocess.run([sys.executable, "-S", "-c", code + SHOW], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout.split()

@@ -1,1 +1,9 @@
-"""Everything about checkpoint files."""
+"""Everything about checkpoint files: where they are, how they are read, and how they become models.
+
+Read load.py, files.py, archive.py, unpickle.py, infer.py and names.py, in this order.
+"""
+
+from miniclip.weights.errors import CheckpointError
+from miniclip.weights.load import available_models, build_model, load
+
+__all__ = ["CheckpointError", "available_models", "build_model", "load"]

@@ -1,0 +1,266 @@
+"""The command line: `miniclip ...`, or `python -m miniclip ...`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from miniclip.config import MODELS, CLIPConfig
+
+IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+FORMATS = "x.safetensors; x.pt, a state dict as openai/CLIP reads it; or x, a new Hugging Face directory"
+DATASETS = "a .json, .jsonl or .csv list of pictures and captions, the name first; or a folder of CLASS NAME/PICTURE"
+TEMPLATES = "a prompt with {} for the name, or imagenet, imagenet-7, cifar or pictograms; may be repeated (default: {})"
+CLASSES = "names to choose from, other pictures are left out: a .txt of lines, or another DATASET (default: all)"
+BACKGROUND = "for transparent pictures (default: as openai/CLIP, which drops the transparency: most end up on black)"
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0, 1 if some inputs were bad, 2 if nothing could be done."""
+    from miniclip.preprocess import ImageError
+    from miniclip.weights import CheckpointError
+    from miniclip.weights.download import DownloadError
+
+    options = _parser().parse_args(arguments)
+    try:
+        return options.command(options)
+    except (CheckpointError, DownloadError, ImageError, UsageError) as error:
+        print(f"miniclip: error: {error}", file=sys.stderr)
+        return 2
+
+
+class UsageError(Exception):
+    """Arguments that make no sense together, or a missing extra."""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="miniclip", description="CLIP in plain PyTorch.")
+    commands = parser.add_subparsers(title="commands", required=True)
+
+    model = argparse.ArgumentParser(add_help=False)
+    model.add_argument("--model", default="ViT-B/32", help="a name from `miniclip models`, or a file or directory")
+    model.add_argument("--device", help="cpu, cuda, ... (default: CUDA where there is one)")
+    model.add_argument("--dtype", choices=DTYPES, help="of the arithmetic (default: float16 on CUDA, else float32)")
+
+    command = commands.add_parser("models", help="list the models that can be loaded by name")
+    command.add_argument("--json", action="store_true")
+    command.set_defaults(command=models)
+
+    command = commands.add_parser("classify", parents=[model], help="probabilities of labels for pictures")
+    command.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+    command.add_argument("--labels", required=True, help='separated by commas: "a cat,a dog"')
+    command.add_argument("--template", default="{}", help='what {} in it becomes a label: "a photo of a {}."')
+    command.add_argument("--json", action="store_true")
+    command.add_argument("--plot", type=Path, metavar="FILE", help="draw the pictures with their probabilities")
+    command.set_defaults(command=classify)
+
+    command = commands.add_parser("embed", parents=[model], help="unit embeddings of pictures and texts, to a file")
+    command.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="pictures, folders of them, .txt files")
+    command.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.safetensors")
+    command.add_argument("--batch-size", type=int, default=32)
+    command.set_defaults(command=embed)
+
+    command = commands.add_parser("evaluate", parents=[model], help="zero-shot accuracy and retrieval on a data set")
+    command.add_argument("dataset", type=Path, metavar="DATASET", help=DATASETS)
+    command.add_argument("--template", action="append", metavar="TEXT", help=TEMPLATES)
+    command.add_argument("--classes", type=Path, metavar="FILE", help=CLASSES)
+    command.add_argument("--task", choices=("zero-shot", "retrieval"), help="(default: both; zero-shot for a folder)")
+    command.add_argument("--background", choices=("white", "grey", "black"), help=BACKGROUND)
+    command.add_argument("--json", action="store_true", help="also every picture's predicted name")
+    command.add_argument("--plot", type=Path, metavar="FILE", help="draw some right and some wrong answers")
+    command.add_argument("--seed", type=int, default=0, help="which answers are drawn (default: 0)")
+    command.set_defaults(command=evaluate)
+
+    command = commands.add_parser("convert", help="rewrite a checkpoint in another format, its values unchanged")
+    command.add_argument("input", metavar="IN", help="a name from `miniclip models`, or a file or directory")
+    command.add_argument("output", type=Path, metavar="OUT", help=FORMATS)
+    command.add_argument("--activation", choices=("quick_gelu", "gelu"), help="of a file that can't say")
+    command.set_defaults(command=convert)
+    return parser
+
+
+def models(options: argparse.Namespace) -> int:
+    from miniclip.weights.download import cached
+    from miniclip.weights.load import EMBEDDED, open_checkpoint
+
+    rows = []
+    for name, config in [*MODELS.items(), *((name, open_checkpoint(name)[0]) for name in EMBEDDED)]:
+        path = EMBEDDED[name] if name in EMBEDDED else cached(name)
+        rows.append({"name": name, **_sizes(config), "file": path and str(path)})
+    if options.json:
+        print(json.dumps(rows, indent=2))
+        return 0
+    print(f"{'name':16}{'parameters':>13}{'pixels':>8}{'MB':>7}  file")
+    for row in rows:
+        size = f"{row['bytes'] / 1e6:7.0f}"
+        print(f"{row['name']:16}{row['parameters']:13,}{row['pixels']:8}{size}  {row['file'] or 'not downloaded yet'}")
+    return 0
+
+
+def _sizes(config: CLIPConfig) -> dict[str, int]:
+    """What a model of this config amounts to; bytes as OpenAI stores it, half precision where the models allow."""
+    from miniclip.models import CLIP, convert_weights
+
+    with torch.device("meta"):
+        model = convert_weights(CLIP(config), torch.float16)
+    return {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "pixels": config.preprocess.image_size,
+        "bytes": sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values()),
+    }
+
+
+def classify(options: argparse.Namespace) -> int:
+    from miniclip.embed import embed_images, embed_texts
+
+    labels = [label.strip() for label in options.labels.split(",") if label.strip()]
+    if not labels:
+        raise UsageError("--labels is empty; expected labels separated by commas")
+    if "{}" not in options.template:
+        raise UsageError(f"--template is {options.template!r}; expected {{}} where the label goes")
+    if options.plot:
+        _check_plot(options.plot)
+    model, preprocess = _load(options)
+    texts, rejected_labels = embed_texts(model, [options.template.replace("{}", label) for label in labels])
+    if rejected_labels:
+        raise UsageError("; ".join(rejected_labels.values()))
+    embeddings, rejected = embed_images(model, preprocess, options.images)
+    with torch.inference_mode():
+        scores = (model.logit_scale.exp().float().cpu() * embeddings @ texts.T).softmax(dim=-1).tolist()
+    images = [path for i, path in enumerate(options.images) if i not in rejected]
+    results = [(path, dict(zip(labels, row, strict=True))) for path, row in zip(images, scores, strict=True)]
+
+    if options.json:
+        print(json.dumps([{"image": str(path), "probabilities": row} for path, row in results], indent=2))
+    else:
+        for path, row in results:
+            print(path)
+            for label in sorted(row, key=row.get, reverse=True):
+                print(f"{row[label]:9.2%}  {label}")
+    if options.plot and results:
+        _plot_probabilities(results, options.plot)
+    return _report(list(rejected.values()), len(options.images))
+
+
+def _plot_probabilities(results: list[tuple[Path, dict[str, float]]], output: Path, most: int = 8) -> None:
+    """Each picture beside its likeliest labels."""
+    from matplotlib.figure import Figure
+
+    from miniclip.preprocess import open_image
+
+    figure = Figure(figsize=(8, 2.4 * len(results)), layout="constrained")
+    axes = figure.subplots(len(results), 2, squeeze=False, width_ratios=(1, 2))
+    for (picture, bars), (path, row) in zip(axes, results, strict=True):
+        picture.imshow(open_image(path).convert("RGBA"))
+        picture.set_axis_off()
+        labels = sorted(row, key=row.get)[-most:]
+        bars.barh(labels, [row[label] for label in labels], color="tab:blue")
+        for label in labels:
+            bars.text(row[label] + 0.01, label, f"{row[label]:.1%}", va="center", fontsize=8)
+        bars.set_xlim(0, 1.12)
+        bars.set_xticks([])
+        bars.spines[["top", "right", "bottom"]].set_visible(False)
+    figure.savefig(output, dpi=150)
+
+
+def embed(options: argparse.Namespace) -> int:
+    from miniclip.embed import embed_images, embed_texts
+    from miniclip.weights.convert import save_tensors
+
+    if options.output.suffix != ".safetensors":
+        raise UsageError(f"--output is {options.output}; expected a name that ends in .safetensors")
+    images, texts = _inputs(options.paths)
+    model, preprocess = _load(options)
+    tensors, metadata = {}, {"model": str(options.model)}
+    rejected = []
+    if images:
+        tensors["images"], faults = embed_images(model, preprocess, images, options.batch_size)
+        metadata["images"] = json.dumps([str(path) for i, path in enumerate(images) if i not in faults])
+        rejected += faults.values()
+    if texts:
+        tensors["texts"], faults = embed_texts(model, [text for _, text in texts])
+        metadata["texts"] = json.dumps([text for i, (_, text) in enumerate(texts) if i not in faults])
+        rejected += [f"{texts[i][0]}: {fault}" for i, fault in faults.items()]
+    save_tensors(tensors, options.output, metadata)
+    print(", ".join(f"{len(tensor)} {name}" for name, tensor in tensors.items()), "->", options.output)
+    return _report(rejected, len(images) + len(texts))
+
+
+def _inputs(paths: list[Path]) -> tuple[list[Path], list[tuple[str, str]]]:
+    """The pictures, and the lines of text, each with its place."""
+    images, texts = [], []
+    for path in paths:
+        if path.is_dir():
+            images += sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+        elif path.suffix == ".txt" and path.is_file():
+            lines = path.read_text(encoding="utf-8").splitlines()
+            texts += [(f"{path}:{number}", line) for number, line in enumerate(lines, 1) if line.strip()]
+        else:
+            images.append(path)
+    return images, texts
+
+
+def evaluate(options: argparse.Namespace) -> int:
+    from miniclip import evaluation
+
+    every = evaluation.TASKS[:1] if options.dataset.is_dir() else evaluation.TASKS
+    tasks = [options.task] if options.task else every
+    if options.plot:
+        if "zero-shot" not in tasks:
+            raise UsageError("--plot draws the answers of zero-shot, which --task leaves out")
+        _check_plot(options.plot)
+    try:
+        templates = evaluation.expand_templates(options.template or ["{}"])
+        examples = evaluation.read_dataset(options.dataset)
+        classes = evaluation.read_classes(options.classes) if options.classes else None
+        model, preprocess = _load(options)
+        result = evaluation.evaluate(model, preprocess, examples, templates, classes, tasks, options.background)
+    except evaluation.EvaluationError as error:
+        raise UsageError(str(error)) from error
+    print(json.dumps(result, indent=2) if options.json else evaluation.table(result))
+    if options.plot:
+        evaluation.plot_answers(result["zero_shot"]["predictions"], options.plot, options.seed)
+    captions = result["retrieval"]["distinct_captions"] if "retrieval" in tasks else 0
+    return _report(result["rejected"], result["pictures"] + captions + len(result["rejected"]))
+
+
+def _check_plot(output: Path) -> None:
+    """Say before the work, not after it, that a picture can't be drawn."""
+    try:
+        from matplotlib.backend_bases import FigureCanvasBase
+    except ImportError:
+        raise UsageError('--plot needs matplotlib: pip install "miniclip[plot]"') from None
+    if output.suffix[1:] not in FigureCanvasBase.filetypes:
+        raise UsageError(f"--plot is {output}; expected a name that ends in .png, .svg or .pdf")
+    if not output.parent.is_dir():
+        raise UsageError(f"--plot is {output}; there is no folder {output.parent}")
+
+
+def convert(options: argparse.Namespace) -> int:
+    from miniclip.weights.convert import save_checkpoint
+    from miniclip.weights.load import open_checkpoint
+
+    config, tensors = open_checkpoint(options.input, activation=options.activation)
+    save_checkpoint(config, tensors, options.output)
+    print(f"{options.input} -> {options.output}: {len(tensors)} tensors")
+    return 0
+
+
+def _load(options: argparse.Namespace):
+    from miniclip.weights import load
+
+    return load(options.model, device=options.device, dtype=DTYPES.get(options.dtype))
+
+
+def _report(rejected: list[str], total: int) -> int:
+    """Say which inputs were bad, after the good ones are done."""
+    for fault in rejected:
+        print(f"miniclip: {fault}", file=sys.stderr)
+    if rejected:
+        print(f"miniclip: {len(rejected)} of {total} inputs could not be used", file=sys.stderr)
+    return 1 if rejected else 0

@@ -1,0 +1,151 @@
+"""Reads a file of tensors, whatever its format, with nothing in it trusted and nothing in memory twice."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import mmap
+import struct
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+import safetensors
+import torch
+from safetensors.torch import load as load_safetensors
+from torch import Tensor
+
+from miniclip.weights.archive import LEGACY_MAGIC, read_legacy, read_zip
+from miniclip.weights.errors import CheckpointError
+from miniclip.weights.fields import Fields
+
+DTYPES = {  # in safetensors' spelling
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+MAX_UNZIPPED = 1 << 24  # bytes; a .gz holds one of the tiny models that come with the package
+
+
+class Checkpoint(Mapping[str, Tensor]):
+    """Tensors by name. They are views of the file, to be copied and not to be written to.
+
+    Values come from the file whenever they are used, and each look-up lets go of the memory that the values used before
+    it took. So copying tensors one by one costs no more memory than the copies and the largest tensor.
+    """
+
+    def __init__(self, tensors: dict[str, Tensor], maps: list[mmap.mmap]):
+        self._tensors = tensors
+        self._maps = maps
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor = self._tensors[name]
+        if hasattr(mmap, "MADV_DONTNEED"):  # not on Windows, which does it by itself when memory runs short
+            for data in self._maps:
+                data.madvise(mmap.MADV_DONTNEED)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
+def read_file(path: str | Path) -> Checkpoint:
+    """The tensors of a checkpoint, under the names that they have in it, without a `module.` that all begin with.
+
+    path: a TorchScript archive; a state dict that torch.save wrote, also one nested under state_dict or model; a
+    safetensors file; or the index of weights in several such files. The content decides which, but an index is *.json.
+
+    Raises CheckpointError that names the file and its fault: missing, cut off, damaged or hostile. Nothing in a file is
+    ever run. Once its tensors are copied, the file may change or go.
+    """
+    path = Path(path)
+    tensors, maps = _read_shards(path) if path.suffix == ".json" else _read_tensors(path)
+    if all(name.startswith("module.") for name in tensors):  # the model was wrapped in DistributedDataParallel
+        tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    return Checkpoint(tensors, maps)
+
+
+def _read_shards(index: Path) -> tuple[dict[str, Tensor], list[mmap.mmap]]:
+    weight_map = Fields.read(index).section("weight_map").values
+    tensors, maps = {}, []
+    for shard in sorted(set(map(str, weight_map.values()))):
+        if shard != Path(shard).name:
+            raise CheckpointError(f"{index} refers to {shard!r:.200}; expected the name of a file beside it")
+        expected = {name for name, file in weight_map.items() if file == shard}
+        part, data = _read_tensors(index.parent / shard)
+        if part.keys() != expected:
+            wrong = ", ".join(sorted(part.keys() ^ expected)[:5])
+            raise CheckpointError(f"{index} and {shard} disagree on which tensors it has, among them {wrong:.500}")
+        tensors |= part
+        maps += data
+    return tensors, maps
+
+
+def _read_tensors(path: Path) -> tuple[dict[str, Tensor], list[mmap.mmap]]:
+    """The tensors of one file, and the maps that they are views of."""
+    try:
+        if path.exists() and not path.is_file():
+            raise CheckpointError("is not a file: name the file of weights itself")
+        with path.open("rb") as file:
+            if file.seek(0, 2) == 0:
+                raise CheckpointError("the file is empty: fetch it again")
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # private, so that nothing changes the file
+            tensors = _read_mapped(path, file, data)
+    except CheckpointError as fault:
+        raise CheckpointError(f"{path}: {fault}") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} can't be read: {error.strerror or error}") from None
+    except Exception as error:  # hostile bytes make zipfile, struct, safetensors and our own code raise many types
+        fault = f"{type(error).__name__}: {error!s:.300}"
+        raise CheckpointError(f"{path} is damaged, or not a checkpoint: {fault}") from error
+    return tensors, [data]
+
+
+def _read_mapped(path: Path, file: BinaryIO, data: mmap.mmap) -> dict[str, Tensor]:
+    if sys.byteorder != "little":
+        raise CheckpointError("checkpoints are little-endian, and this machine is not")
+    if data[:4] == b"PK\3\4":
+        return read_zip(file, data)
+    if data[: len(LEGACY_MAGIC)] == LEGACY_MAGIC:
+        return read_legacy(data)
+    if data[8:9] == b"{":  # after the length of the header
+        return _read_safetensors(path, data)
+    if data[:2] == b"\x1f\x8b":
+        with gzip.open(path) as unzipped:
+            content = unzipped.read(MAX_UNZIPPED + 1)
+        if len(content) > MAX_UNZIPPED:
+            raise CheckpointError(f"it unzips to more than {MAX_UNZIPPED:,} bytes: unzip it first")
+        return load_safetensors(content)
+    raise CheckpointError(
+        f"it starts with {data[:16]!r}, as neither a PyTorch file nor safetensors does. "
+        "A web page instead of the file? Then fetch it again"
+    )
+
+
+def _read_safetensors(path: Path, data: mmap.mmap) -> dict[str, Tensor]:
+    with safetensors.safe_open(path, "numpy"):  # checks that the header is sound and the tensors fill the file exactly
+        pass
+    start = 8 + struct.unpack_from("<Q", data)[0]
+    header = json.loads(data[8:start])
+    body = memoryview(data)[start:]
+    tensors = {}
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        if entry["dtype"] not in DTYPES:
+            raise CheckpointError(f"tensor {name!r:.100} is {entry['dtype']}; expected one of {', '.join(DTYPES)}")
+        dtype, (begin, end) = DTYPES[entry["dtype"]], entry["data_offsets"]
+        flat = torch.frombuffer(body[begin:end], dtype=dtype) if begin < end else torch.empty(0, dtype=dtype)
+        tensors[name] = flat.view(entry["shape"])
+    return tensors

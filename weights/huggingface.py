@@ -1,0 +1,215 @@
+"""Directories of transformers' CLIPModel, in and out: config.json, preprocessor_config.json and the weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from miniclip import tokenizer
+from miniclip.config import ACTIVATIONS, CLIPConfig, PreprocessConfig, TextConfig, TransformerConfig, ViTConfig
+from miniclip.weights.errors import CheckpointError
+from miniclip.weights.fields import MAX_LAYERS, Fields
+from miniclip.weights.names import from_canonical
+
+# In the order in which transformers prefers them.
+WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+
+LEGACY_EOS = 2  # what configs state that are older than transformers 4.31; transformers takes the largest id for it
+LAYER_NORM_EPS = 1e-5
+STEPS = ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb")  # without exception
+RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+
+
+def weight_file(folder: Path) -> Path:
+    """The file that the weights of a directory are read from; for weights in parts, their index."""
+    for name in WEIGHT_FILES:
+        if (folder / name).is_file():
+            return folder / name
+    raise CheckpointError(f"{folder} has no weights: expected one of {', '.join(WEIGHT_FILES)}")
+
+
+def read_config(folder: Path) -> CLIPConfig:
+    """The model and the preprocessing that a directory describes. Missing fields have transformers' defaults.
+
+    CheckpointError names the field that is wrong, or that asks for what this CLIP does not have.
+    """
+    fields = Fields.read(folder / "config.json")
+    fields.one_of("model_type", ("clip",))
+    text, vision = _tower(fields, "text"), _tower(fields, "vision")
+    vision.one_of("num_channels", (3,), 3)
+    image_size = vision.integer("image_size", 224)
+    vocab_size = text.integer("vocab_size", 49408)
+    # Here a text is always pooled at the first of its largest ids, and these two amount to that.
+    text.one_of("eos_token_id", (LEGACY_EOS, vocab_size - 1), 49407)
+    return CLIPConfig(
+        embed_dim=fields.integer("projection_dim", 512),  # its copies in the towers are often stale
+        vision=ViTConfig(image_size, vision.integer("patch_size", 32), _transformer(vision, 768, 12, 3072)),
+        text=TextConfig(text.integer("max_position_embeddings", 77), vocab_size, _transformer(text, 512, 8, 2048)),
+        preprocess=_read_preprocess(folder, image_size),
+    )
+
+
+def _tower(fields: Fields, name: str) -> Fields:
+    """The section of a tower. Some older files have it twice, and transformers goes by the one with the longer name."""
+    twin = f"{name}_config_dict"
+    return fields.section(f"{name}_config" if fields.values.get(twin) is None else twin, {})
+
+
+def _transformer(tower: Fields, width: int, heads: int, mlp_width: int) -> TransformerConfig:
+    """A tower's transformer, whose default sizes are given."""
+    tower.one_of("layer_norm_eps", (LAYER_NORM_EPS,), LAYER_NORM_EPS)
+    width = tower.integer("hidden_size", width)
+    return TransformerConfig(
+        width,
+        layers=tower.integer("num_hidden_layers", 12, most=MAX_LAYERS),
+        heads=tower.divisor("num_attention_heads", heads, width),
+        mlp_width=tower.integer("intermediate_size", mlp_width),
+        activation=tower.one_of("hidden_act", ACTIVATIONS, "quick_gelu"),
+    )
+
+
+def _read_preprocess(folder: Path, image_size: int) -> PreprocessConfig:
+    path = folder / "processor_config.json"  # transformers 5 writes this one, and prefers it
+    nested = Fields.read(path).section("image_processor", {}) if path.is_file() else None
+    fields = nested if nested and nested.values else Fields.read(folder / "preprocessor_config.json")
+
+    square = {"height": image_size, "width": image_size}
+    size = fields.one_of("size", (image_size, {"shortest_edge": image_size}, square), 224)
+    squash = size == square
+    if not squash:
+        fields.one_of("crop_size", (image_size, square), 224)
+    fields.one_of("do_center_crop", (True, False) if squash else (True,), True)
+    for step in STEPS:
+        fields.one_of(step, (True,), True)
+    for other in [key for key in fields.values if key.startswith("do_") and key not in (*STEPS, "do_center_crop")]:
+        fields.one_of(other, (False, None))
+    if abs(fields.number("rescale_factor", 1 / 255) * 255 - 1) > 1e-6:
+        raise fields.fault("rescale_factor", "1/255")
+    return PreprocessConfig(
+        image_size,
+        mean=fields.rgb("image_mean", PreprocessConfig.mean),
+        std=fields.rgb("image_std", PreprocessConfig.std),
+        interpolation=RESAMPLE[fields.one_of("resample", RESAMPLE, 3)],
+        resize_mode="squash" if squash else "shortest",
+    )
+
+
+def write(tensors: Mapping[str, Tensor], config: CLIPConfig, folder: str | Path) -> None:
+    """Write a directory that transformers loads, tokenizer included if the vocabulary is OpenAI's.
+
+    tensors: a state dict, with OpenAI's names and the shapes of `config`; their dtypes are kept.
+    folder: appears only once it is complete.
+    CheckpointError if the folder exists and is not empty, or can't be written, or if the model is a ResNet.
+    """
+    if not isinstance(config.vision, ViTConfig):
+        raise CheckpointError("Hugging Face's CLIPModel has no ResNets: this model can't be written as one")
+    folder = Path(folder).absolute()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError(f"{folder} exists and is not an empty directory: choose another, or remove it")
+    renamed = from_canonical("huggingface", tensors)
+    weights = {name: renamed[name].contiguous() for name in renamed}
+    dtypes = {str(tensor.dtype).removeprefix("torch.") for tensor in weights.values()}
+    files = {
+        "config.json": _config_json(config, dtypes.pop() if len(dtypes) == 1 else "float32"),
+        "preprocessor_config.json": _preprocessor_json(config.preprocess),
+    }
+    if config.text.vocab_size == tokenizer.VOCAB_SIZE:
+        files |= _tokenizer_files(config.text.context_length)
+
+    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    try:
+        unfinished.mkdir(parents=True)
+        save_file(weights, unfinished / "model.safetensors", {"format": "pt"})  # transformers insists on the format
+        for name, content in files.items():
+            text = content if isinstance(content, str) else json.dumps(content, indent=2) + "\n"
+            (unfinished / name).write_text(text, encoding="utf-8")
+        if folder.exists():
+            folder.rmdir()  # os.replace can't put it over an empty directory on every system
+        unfinished.replace(folder)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"can't write {folder}: {error}") from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _config_json(config: CLIPConfig, dtype: str) -> dict[str, Any]:
+    text, vision = config.text, config.vision
+    return {
+        "architectures": ["CLIPModel"],
+        "model_type": "clip",
+        "projection_dim": config.embed_dim,
+        "logit_scale_init_value": 2.6592,
+        "torch_dtype": dtype,  # what transformers casts all tensors to
+        "text_config": {
+            "model_type": "clip_text_model",
+            "max_position_embeddings": text.context_length,
+            "vocab_size": text.vocab_size,
+            "bos_token_id": text.vocab_size - 2,
+            "eos_token_id": text.vocab_size - 1,
+            "pad_token_id": text.vocab_size - 1,
+            **_transformer_json(text.transformer, config.embed_dim),
+        },
+        "vision_config": {
+            "model_type": "clip_vision_model",
+            "image_size": vision.image_size,
+            "patch_size": vision.patch_size,
+            "num_channels": 3,
+            **_transformer_json(vision.transformer, config.embed_dim),
+        },
+    }
+
+
+def _transformer_json(transformer: TransformerConfig, embed_dim: int) -> dict[str, Any]:
+    return {
+        "hidden_size": transformer.width,
+        "num_hidden_layers": transformer.layers,
+        "num_attention_heads": transformer.heads,
+        "intermediate_size": transformer.mlp_width,
+        "hidden_act": transformer.activation,
+        "layer_norm_eps": LAYER_NORM_EPS,
+        "projection_dim": embed_dim,
+    }
+
+
+def _preprocessor_json(preprocess: PreprocessConfig) -> dict[str, Any]:
+    square = {"height": preprocess.image_size, "width": preprocess.image_size}
+    squash = preprocess.resize_mode == "squash"
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": square if squash else {"shortest_edge": preprocess.image_size},
+        "resample": next(number for number, name in RESAMPLE.items() if name == preprocess.interpolation),
+        "do_center_crop": not squash,
+        "crop_size": square,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": preprocess.mean,
+        "image_std": preprocess.std,
+    }
+
+
+def _tokenizer_files(context_length: int) -> dict[str, Any]:
+    merges, ids = tokenizer._read_merge_file()
+    spelling = {i: symbol for symbol, i in ids.items()}
+    special = {"bos_token": "<|startoftext|>"} | dict.fromkeys(["eos_token", "unk_token", "pad_token"], "<|endoftext|>")
+    return {
+        "vocab.json": ids | tokenizer.SPECIAL_TOKENS,
+        "merges.txt": "\n".join(["#version: 0.2", *(f"{spelling[a]} {spelling[b]}" for a, b in merges)]) + "\n",
+        "special_tokens_map.json": special,
+        "tokenizer_config.json": {"tokenizer_class": "CLIPTokenizer", "model_max_length": context_length, **special},
+    }

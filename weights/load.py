@@ -1,0 +1,138 @@
+"""`load`: from a name or a path to a model that is ready to run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from miniclip.config import MODELS, CLIPConfig
+from miniclip.models import CLIP, convert_weights
+from miniclip.preprocess import Preprocess
+from miniclip.weights import huggingface, openclip
+from miniclip.weights.download import download
+from miniclip.weights.errors import CheckpointError
+from miniclip.weights.files import read_file
+from miniclip.weights.infer import check_names, infer_config
+from miniclip.weights.names import Converted, layout_of, to_canonical
+
+EMBEDDED = {"tiny-ViT": "tiny-ViT.safetensors.gz", "tiny-RN": "tiny-RN.safetensors.gz"}
+
+
+def available_models() -> list[str]:
+    """The names that `load` takes: OpenAI's nine models, then the ones that come with the package."""
+    return [*MODELS, *EMBEDDED]
+
+
+def load(
+    name: str | Path,
+    device: str | torch.device | None = None,
+    jit: bool = False,
+    download_root: str | Path | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+    backend: str | None = None,
+    activation: str | None = None,
+) -> tuple[CLIP, Preprocess]:
+    """Load a model and the preprocessing that goes with it, as `clip.load` does. Nothing in the file is executed.
+
+    name           one of `available_models()`; or the path of an OpenAI TorchScript archive, of a state dict (.pt,
+                   .pth, .safetensors), or of a Hugging Face or OpenCLIP directory
+    device         where the model goes; None: CUDA where there is one, else the CPU
+    jit            there only for its position; True is an error
+    download_root  where OpenAI's files are cached; None: ~/.cache/clip, as openai/CLIP
+    dtype          of the arithmetic, see `convert_weights`; None: float16 on CUDA, else float32, as openai/CLIP
+    backend        "torch", or None, which is the same as long as there are no Triton kernels
+    activation     "quick_gelu" or "gelu", for a file that can't say; None: what a directory states, else quick_gelu
+
+    The model is in eval mode and no longer needs the file. Raises CheckpointError if the file is missing, broken,
+    hostile or not a CLIP, DownloadError if it can't be fetched, and ValueError for arguments that make no sense.
+    """
+    if jit:
+        raise ValueError("jit=True: archives are never executed here; call torch.compile(model) on what load() returns")
+    if backend == "triton":
+        raise ValueError('backend="triton": there are no Triton kernels in this version; use backend="torch" or None')
+    if backend not in (None, "torch"):
+        raise ValueError(f'backend is {backend!r}; expected "torch", "triton" or None')
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(device)
+    if dtype is None:
+        dtype = torch.float16 if device.type == "cuda" else torch.float32
+
+    config, tensors = open_checkpoint(name, download_root, activation)
+    return build_model(tensors, config, dtype=dtype, device=device), Preprocess(config.preprocess)
+
+
+def build_model(
+    state_dict: Mapping[str, Tensor],
+    config: CLIPConfig | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+) -> CLIP:
+    """A model in eval mode with a copy of these tensors, which have OpenAI's names.
+
+    config: None infers it from the shapes, as openai/CLIP's build_model does. Unlike there the result is float32 unless
+    `dtype` says otherwise. Raises CheckpointError that lists every missing, unexpected or misshapen tensor.
+    """
+    if config is None:
+        config = infer_config(shapes_of(state_dict))
+    with torch.device("meta"):  # no memory, no initialisation: the file has the values
+        model = convert_weights(CLIP(config), dtype)
+    targets = model.state_dict()
+    check_names(shapes_of(targets), shapes_of(state_dict))
+    copies = {}
+    for name, target in targets.items():
+        if name in state_dict:
+            copies[name] = torch.empty_like(target, device=device).copy_(state_dict[name])
+        else:  # only counters of batches may be missing
+            copies[name] = torch.zeros_like(target, device=device)
+    model.load_state_dict(copies, assign=True)
+    return model.eval()
+
+
+def open_checkpoint(
+    name: str | Path, download_root: str | Path | None = None, activation: str | None = None
+) -> tuple[CLIPConfig, Mapping[str, Tensor]]:
+    """What `load` builds its model from: the config, and the tensors under OpenAI's names, each read when asked for."""
+    path = _locate(name, download_root)
+    if (path / "open_clip_config.json").is_file():
+        directory = openclip
+    elif (path / "config.json").is_file():
+        directory = huggingface
+    elif path.is_dir():
+        raise CheckpointError(f"{path} is a directory without config.json or open_clip_config.json: name a file in it")
+    else:
+        tensors = _canonical(read_file(path))
+        return infer_config(shapes_of(tensors), activation or "quick_gelu"), tensors
+
+    config = directory.read_config(path)
+    if activation not in (None, config.text.transformer.activation):
+        stated = config.text.transformer.activation
+        raise CheckpointError(f"{path} states the activation {stated}, not {activation}: leave activation= out")
+    return config, _canonical(read_file(directory.weight_file(path)))
+
+
+def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor, without reading values from a file."""
+    if isinstance(tensors, Converted):
+        return tensors.shapes()
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def _locate(name: str | Path, download_root: str | Path | None) -> Path:
+    if name in EMBEDDED:
+        return Path(__file__).with_name(EMBEDDED[name])
+    if name in MODELS:
+        return download(name, download_root)
+    if not Path(name).exists():
+        models = ", ".join(available_models())
+        raise CheckpointError(f"{name} is neither a file or directory nor one of the models: {models}")
+    return Path(name)
+
+
+def _canonical(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    return to_canonical(layout_of(tensors), tensors)

@@ -1,0 +1,184 @@
+"""Reads the pickles that describe tensors, without importing, calling or running anything that they name.
+
+Pickle is a language of calls, so Python's own reader is not used, not even with restrictions. `unpickle` interprets the
+few opcodes that PyTorch writes, makes inert values of them, and refuses what names anything outside `GLOBALS`.
+"""
+
+from __future__ import annotations
+
+import pickletools
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+
+from miniclip.weights.errors import CheckpointError
+
+# What a pickle may refer to, as "module name".
+STORAGES = {
+    "torch DoubleStorage": torch.float64,
+    "torch FloatStorage": torch.float32,
+    "torch HalfStorage": torch.float16,
+    "torch BFloat16Storage": torch.bfloat16,
+    "torch LongStorage": torch.int64,
+    "torch IntStorage": torch.int32,
+    "torch ShortStorage": torch.int16,
+    "torch CharStorage": torch.int8,
+    "torch ByteStorage": torch.uint8,
+    "torch BoolStorage": torch.bool,
+}
+FIRST_ARGUMENT = {  # functions whose result is, for us, their first argument
+    "torch._utils _rebuild_parameter",
+    "torch.jit._pickle build_intlist",
+    "torch.jit._pickle build_doublelist",
+    "torch.jit._pickle build_boollist",
+    "torch.jit._pickle build_tensorlist",
+    "torch.jit._pickle restore_type_tag",
+}
+TENSORS = {"torch._utils _rebuild_tensor", "torch._utils _rebuild_tensor_v2"}
+GLOBALS = {*STORAGES, *FIRST_ARGUMENT, *TENSORS, "collections OrderedDict"}
+SCRIPTED = "__torch__."  # the names of a TorchScript archive's own classes start so
+
+# No honest file comes near these: a tensor takes about 30 opcodes and 130 bytes, and OpenAI's largest model has 1,353.
+MAX_PICKLE_BYTES = 1 << 24
+MAX_OPCODES = 1 << 19  # bounds time and memory
+
+
+class Storage(NamedTuple):
+    key: str
+    dtype: torch.dtype
+    numel: int
+
+
+class View(NamedTuple):
+    """A tensor as the pickle describes it, nothing of it checked."""
+
+    storage: Storage
+    offset: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+@dataclass(eq=False)
+class Module:
+    """Stands for an object of any class of a TorchScript archive."""
+
+    attributes: dict = field(default_factory=dict)
+
+
+class Pickle(NamedTuple):
+    value: object
+    end: int  # bytes that it took
+    storages: dict[str, Storage]
+
+
+def unpickle(data: bytes) -> Pickle:
+    """Interpret the pickle that `data` starts with; raises on what PyTorch does not write for tensors.
+
+    The result is made of None, bool, int, float, str, tuple, list, dict, View and Module, and may contain itself. What
+    GLOBAL refers to is no more than its name, a str, so it makes no difference where a pickle puts one.
+    """
+    stack, marks, memo, storages = [], [], {}, {}
+
+    def pop_to_mark() -> list:
+        start = marks.pop()
+        items = stack[start:]
+        del stack[start:]
+        return items
+
+    def set_items(items: list) -> None:
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            if type(key) not in (str, int) or key in stack[-1]:
+                raise CheckpointError(f"the key {key!r:.100} is there twice, or neither a str nor an int")
+            stack[-1][key] = value
+
+    for count, (opcode, argument, position) in enumerate(pickletools.genops(data)):
+        if count > MAX_OPCODES:
+            raise CheckpointError(f"the pickle has more than {MAX_OPCODES:,} opcodes, which no model needs")
+        match opcode.name:
+            case "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT" | "BINUNICODE":
+                stack.append(argument)
+            case "BINPUT" | "LONG_BINPUT":
+                memo[argument] = stack[-1]
+            case "BINGET" | "LONG_BINGET":
+                stack.append(memo[argument])
+            case "NONE" | "NEWTRUE" | "NEWFALSE":
+                stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[opcode.name])
+            case "EMPTY_TUPLE" | "EMPTY_LIST" | "EMPTY_DICT":
+                stack.append({"EMPTY_TUPLE": tuple, "EMPTY_LIST": list, "EMPTY_DICT": dict}[opcode.name]())
+            case "MARK":
+                marks.append(len(stack))
+            case "TUPLE":
+                stack.append(tuple(pop_to_mark()))
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                marks.append(len(stack) - int(opcode.name[-1]))
+                stack.append(tuple(pop_to_mark()))
+            case "APPEND":
+                value = stack.pop()
+                stack[-1].append(value)
+            case "APPENDS":
+                values = pop_to_mark()
+                stack[-1].extend(values)
+            case "SETITEM":
+                marks.append(len(stack) - 2)
+                set_items(pop_to_mark())
+            case "SETITEMS":
+                set_items(pop_to_mark())
+            case "GLOBAL":
+                stack.append(_permitted(argument))
+            case "NEWOBJ" | "REDUCE":
+                arguments, function = stack.pop(), stack.pop()
+                stack.append(_made_by(function, arguments))
+            case "BUILD":
+                state = stack.pop()
+                _set_state(stack[-1], state)
+            case "BINPERSID":
+                storage = _storage(stack.pop())
+                storages[storage.key] = storage
+                stack.append(storage)
+            case "PROTO":
+                pass
+            case "STOP":
+                return Pickle(stack.pop(), position + 1, storages)
+            case _:
+                raise CheckpointError(f"refused the pickle opcode {opcode.name}, which no tensor needs")
+    raise CheckpointError("the pickle is cut off")
+
+
+def _permitted(name: str) -> str:
+    if name in GLOBALS or name.startswith(SCRIPTED):
+        return name
+    raise CheckpointError(
+        f"refused {name.replace(' ', '.'):.100}, which has no place in a file of tensors; nothing was run. "
+        "A whole model that was pickled must be saved again as model.state_dict()"
+    )
+
+
+def _made_by(function: str, arguments: tuple) -> View | Module | dict:
+    """What we make of a call."""
+    if function.startswith(SCRIPTED):
+        return Module()
+    if function in FIRST_ARGUMENT:
+        return arguments[0]
+    if function in TENSORS:
+        storage, offset, size, stride, *rest = arguments  # and requires_grad, hooks, metadata
+        if len(rest) > 2 and rest[2]:
+            raise CheckpointError("a tensor has metadata (a lazy conjugate or negation): save a clone of it")
+        return View(storage, offset, size, stride)
+    if function == "collections OrderedDict" and not arguments:
+        return {}
+    raise CheckpointError(f"the pickle calls {function!r:.100}")
+
+
+def _set_state(made: object, state: object) -> None:
+    if isinstance(made, Module):
+        made.attributes = state if isinstance(state, dict) else {}  # a class of one's own may pack any state
+    elif not isinstance(made, dict):  # that is an OrderedDict, whose own attributes say nothing about tensors
+        raise CheckpointError(f"the pickle sets the state of a {type(made).__name__}")
+
+
+def _storage(identity: tuple) -> Storage:
+    kind, dtype, key, _device, numel, *rest = identity  # the device is where it once was; it is read to the CPU
+    if kind != "storage" or type(key) is not str or type(numel) is not int or numel < 0 or any(rest):
+        raise CheckpointError("the pickle refers to something other than a storage")
+    return Storage(key, STORAGES[dtype], numel)
