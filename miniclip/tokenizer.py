@@ -146,6 +146,7 @@ def merge_pairs(symbols: list[int]) -> list[int]:
 
 
 def _encode_piece(piece: str) -> tuple[int, ...]:
+    """Token ids of cleaned text."""
     ids: list[int] = []
     for word in split_words(piece):
         ids += [SPECIAL_TOKENS[word]] if word in SPECIAL_TOKENS else merge_pairs(word_symbols(word))
@@ -190,21 +191,21 @@ def decode(ids: Iterable[int]) -> str:
 def tokenize(texts: str | Iterable[str], context_length: int = 77, truncate: bool = False) -> torch.Tensor:
     """Ids of one or several texts, ready for `encode_text`: START, the text's ids, END, then zeros.
 
-    Returns int32 [N, context_length]. A text that does not fit is a RuntimeError, or with `truncate` is cut to fit with
-    END as its last id.
+    Returns int32 [N, context_length]. RuntimeError when a text does not fit; with `truncate` it is cut instead, and
+    ends with END all the same. For the errors about types see `encode`.
     """
     texts = [texts] if isinstance(texts, str) else list(texts)
     rows = [[START, *encode(text), END] for text in texts]
-    for i, row in enumerate(rows):
-        if len(row) <= context_length:
-            continue
-        if not truncate:
-            raise RuntimeError(
-                f"text {i} of {len(rows)} needs {len(row)} tokens with its start and end, and {context_length} fit: "
-                f"{texts[i]!r:.80}; shorten it, or cut it with truncate=True, which keeps the end token"
-            )
-        rows[i] = [*row[: context_length - 1], END]
     tokens = torch.zeros(len(rows), context_length, dtype=torch.int32)
+    for i, row in enumerate(rows):
+        if len(row) > context_length:
+            if not truncate:
+                raise RuntimeError(
+                    f"text {i} of {len(rows)} needs {len(row)} tokens, start and end included, but {context_length} fit"
+                    f": {texts[i]!r:.80}; shorten it, or cut it with truncate=True, which keeps the end token"
+                )
+            del row[context_length:]
+            row[-1] = END
     lengths = np.array([len(row) for row in rows])
     tokens.numpy()[np.arange(context_length) < lengths[:, None]] = np.fromiter(chain.from_iterable(rows), np.int32)
     return tokens

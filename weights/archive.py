@@ -24,15 +24,17 @@ from torch import Tensor
 from miniclip.weights.errors import CheckpointError
 from miniclip.weights.unpickle import MAX_PICKLE_BYTES, Module, Storage, View, unpickle
 
+LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # pickle of the number that opens a legacy file
+LEGACY_PROTOCOL = 1001
+
+# Of a zip's local file headers (APPNOTE.TXT, 4.3.7): signature, flags, method, lengths of the name and the extra field.
+LOCAL_HEADER = struct.Struct("<4s2xHH16xHH")
+ENCRYPTED, UTF8 = 1 << 0, 1 << 11  # flags
+
 # No honest file comes near these.
 MAX_ATTRIBUTES = 100_000  # met on the way through the modules, which may share each other without end
 MAX_NAME = 1000  # characters
 MAX_DIMENSIONS = 16
-
-LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # pickle of the number that opens a legacy file
-LOCAL_HEADER = struct.Struct("<4s2xHH16xHH")  # signature, flags, method, lengths of the name and the extra field
-ENCRYPTED, UTF8 = 1 << 0, 1 << 11  # flags in zip headers
-
 
 
 def read_zip(file: BinaryIO, data: mmap) -> dict[str, Tensor]:
@@ -46,7 +48,7 @@ def read_zip(file: BinaryIO, data: mmap) -> dict[str, Tensor]:
         raise CheckpointError(f"data.pkl takes more than {MAX_PICKLE_BYTES:,} bytes, which no model needs")
     root = unpickle(bytes(records.read("data.pkl"))).value
     views = _module_views(root) if "constants.pkl" in records.infos else _dict_views(root)
-    return _tensors(views, lambda key: records.read(f"data/{key}"), records.limit)
+    return _tensors(views, lambda key: records.read(f"data/{key}"), _limit(data))
 
 
 def read_legacy(data: mmap) -> dict[str, Tensor]:
@@ -56,11 +58,13 @@ def read_legacy(data: mmap) -> dict[str, Tensor]:
         pickles.append(unpickle(data[position : position + MAX_PICKLE_BYTES]))
         position += pickles[-1].end
     _, protocol, system, root, keys = pickles
-    if protocol.value != 1001 or system.value["little_endian"] is not True:
-        raise CheckpointError(f"a legacy file of protocol {protocol.value!r:.20} or not little-endian: expected 1001")
+    if protocol.value != LEGACY_PROTOCOL or system.value["little_endian"] is not True:
+        raise CheckpointError(f"a legacy file that is not of protocol {LEGACY_PROTOCOL} or not little-endian")
 
     extents = {}
     for key in keys.value:  # each storage: its length, int64, then its elements
+        if type(key) is not str:
+            raise CheckpointError(f"the key of a storage is a {type(key).__name__}")
         _, dtype, numel = root.storages[key]
         if struct.unpack_from("<q", data, position) != (numel,):
             raise CheckpointError(f"storage {key!r:.100} has not the length that the pickle says")
@@ -76,11 +80,11 @@ def _module_views(root: object) -> dict[str, View]:
     views, pending, met = {}, [("", root)], 0
     while pending:
         prefix, module = pending.pop()
-        met += len(module.attributes)
-        if met > MAX_ATTRIBUTES or len(prefix) > MAX_NAME:
-            raise CheckpointError("its modules contain themselves, or are more than any model has")
         children = []
         for name, value in module.attributes.items():
+            met += 1
+            if met > MAX_ATTRIBUTES or len(prefix) + len(name) > MAX_NAME:
+                raise CheckpointError("its modules contain themselves, or have more attributes than any model")
             if isinstance(value, View):
                 if prefix + name in views:
                     raise CheckpointError(f"two tensors have the name {prefix + name:.100}")
@@ -99,14 +103,17 @@ def _dict_views(root: object) -> dict[str, View]:
             raise CheckpointError("it has both a state_dict and a model: save the one that is meant by itself")
         root = root[nested[0]] if nested else root
     if not isinstance(root, dict) or not root:
-        raise CheckpointError(f"it holds an empty state dict or a {type(root).__name__}; expected a dict of tensors")
+        raise CheckpointError(f"it holds an empty state dict or a {_kind(root)}; expected a dict of tensors")
     for name, value in root.items():
         if not isinstance(value, View) or type(name) is not str:
-            kind = "tensor" if isinstance(value, View) else type(value).__name__
             raise CheckpointError(
-                f"{name!r:.100} is a {kind}; expected names and their tensors, at the top or under state_dict or model"
+                f"{name!r:.100}: {_kind(value)}; expected names and tensors, at the top or under state_dict or model"
             )
     return root
+
+
+def _kind(value: object) -> str:
+    return "tensor" if isinstance(value, View) else type(value).__name__
 
 
 class _Records:
@@ -125,7 +132,7 @@ class _Records:
         self.infos = {info.filename.partition("/")[2]: info for info in infos}
         if len(self.infos) != len(infos):
             raise CheckpointError("the zip has several records of one name")
-        self.limit = self._inflatable = _limit(data)
+        self._inflatable = _limit(data)
 
         self._starts, end = {}, 0
         for info in sorted(infos, key=lambda info: info.header_offset):
@@ -192,8 +199,8 @@ def _check(name: str, view: View) -> None:
     storage, offset, size, stride = view
     valid = isinstance(storage, Storage) and type(size) is type(stride) is tuple and len(size) == len(stride)
     valid = valid and len(size) <= MAX_DIMENSIONS and all(type(n) is int and n >= 0 for n in (offset, *size, *stride))
-    if not valid or len(name) > MAX_NAME:
-        raise CheckpointError(f"tensor {name!r:.100} has no sensible name or shape")
+    if not valid:
+        raise CheckpointError(f"tensor {name!r:.100} is not a view of a storage, or its shape makes no sense")
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) if math.prod(size) else offset - 1
     if last >= storage.numel:
         raise CheckpointError(f"tensor {name!r:.100} reaches beyond its storage of {storage.numel:,} elements")

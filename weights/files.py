@@ -32,7 +32,7 @@ DTYPES = {  # in safetensors' spelling
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-MAX_UNZIPPED = 1 << 24  # bytes; a .gz holds one of the tiny models that come with the package
+MAX_UNZIPPED = 1 << 26  # bytes; only the tiny models that come with the package are .gz
 
 
 class Checkpoint(Mapping[str, Tensor]):
@@ -71,6 +71,8 @@ def read_file(path: str | Path) -> Checkpoint:
     """
     path = Path(path)
     tensors, maps = _read_shards(path) if path.suffix == ".json" else _read_tensors(path)
+    if not tensors:
+        raise CheckpointError(f"{path} has no tensors")
     if all(name.startswith("module.") for name in tensors):  # the model was wrapped in DistributedDataParallel
         tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     return Checkpoint(tensors, maps)
@@ -96,7 +98,7 @@ def _read_tensors(path: Path) -> tuple[dict[str, Tensor], list[mmap.mmap]]:
     """The tensors of one file, and the maps that they are views of."""
     try:
         if path.exists() and not path.is_file():
-            raise CheckpointError("is not a file: name the file of weights itself")
+            raise CheckpointError("not a file but a directory or device: name the file of weights")
         with path.open("rb") as file:
             if file.seek(0, 2) == 0:
                 raise CheckpointError("the file is empty: fetch it again")

@@ -84,7 +84,15 @@ def _transformer(tower: Fields, width: int, heads: int, mlp_width: int) -> Trans
 def _read_preprocess(folder: Path, image_size: int) -> PreprocessConfig:
     path = folder / "processor_config.json"  # transformers 5 writes this one, and prefers it
     nested = Fields.read(path).section("image_processor", {}) if path.is_file() else None
-    fields = nested if nested and nested.values else Fields.read(folder / "preprocessor_config.json")
+    if nested and nested.values:
+        fields = nested
+    elif (folder / "preprocessor_config.json").is_file():
+        fields = Fields.read(folder / "preprocessor_config.json")
+    else:
+        raise CheckpointError(
+            f"{folder} has no preprocessor_config.json, so nothing says how its pictures are prepared: copy the one of "
+            "the model that this one was trained from"
+        )
 
     square = {"height": image_size, "width": image_size}
     size = fields.one_of("size", (image_size, {"shortest_edge": image_size}, square), 224)

@@ -110,9 +110,9 @@ def open_checkpoint(
         return infer_config(shapes_of(tensors), activation or "quick_gelu"), tensors
 
     config = directory.read_config(path)
-    if activation not in (None, config.text.transformer.activation):
-        stated = config.text.transformer.activation
-        raise CheckpointError(f"{path} states the activation {stated}, not {activation}: leave activation= out")
+    stated = {tower.transformer.activation for tower in (config.vision, config.text) if hasattr(tower, "transformer")}
+    if activation is not None and stated != {activation}:
+        raise CheckpointError(f"{path} states {' and '.join(sorted(stated))}, not {activation}: leave activation= out")
     return config, _canonical(read_file(directory.weight_file(path)))
 
 

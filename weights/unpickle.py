@@ -75,8 +75,9 @@ class Pickle(NamedTuple):
 def unpickle(data: bytes) -> Pickle:
     """Interpret the pickle that `data` starts with; raises on what PyTorch does not write for tensors.
 
-    The result is made of None, bool, int, float, str, tuple, list, dict, View and Module, and may contain itself. What
-    GLOBAL refers to is no more than its name, a str, so it makes no difference where a pickle puts one.
+    The result is made of None, bool, int, float, str, tuple, list, dict, View and Module. What a pickle refers to is no
+    more than its name, a str. The result may contain itself, or one part so often that to print, compare or hash it
+    takes forever: look only at what has a known type.
     """
     stack, marks, memo, storages = [], [], {}, {}
 
@@ -87,10 +88,11 @@ def unpickle(data: bytes) -> Pickle:
         return items
 
     def set_items(items: list) -> None:
+        target = stack[-1]
         for key, value in zip(items[::2], items[1::2], strict=True):
-            if type(key) not in (str, int) or key in stack[-1]:
-                raise CheckpointError(f"the key {key!r:.100} is there twice, or neither a str nor an int")
-            stack[-1][key] = value
+            if type(target) is not dict or type(key) not in (str, int) or key in target:
+                raise CheckpointError("the pickle has a key twice, or one that is neither a str nor an int")
+            target[key] = value
 
     for count, (opcode, argument, position) in enumerate(pickletools.genops(data)):
         if count > MAX_OPCODES:
@@ -179,6 +181,7 @@ def _set_state(made: object, state: object) -> None:
 
 def _storage(identity: tuple) -> Storage:
     kind, dtype, key, _device, numel, *rest = identity  # the device is where it once was; it is read to the CPU
-    if kind != "storage" or type(key) is not str or type(numel) is not int or numel < 0 or any(rest):
-        raise CheckpointError("the pickle refers to something other than a storage")
+    types = (type(kind), type(dtype), type(key), type(numel))
+    if types != (str, str, str, int) or kind != "storage" or dtype not in STORAGES or numel < 0 or any(rest):
+        raise CheckpointError("the pickle refers to something else than a storage of numbers")
     return Storage(key, STORAGES[dtype], numel)
