@@ -15,7 +15,7 @@ IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".we
 FORMATS = "x.safetensors; x.pt, a state dict as openai/CLIP reads it; or x, a new Hugging Face directory"
 DATASETS = "a .json, .jsonl or .csv list of pictures and captions, the name first; or a folder of CLASS NAME/PICTURE"
 TEMPLATES = "a prompt with {} for the name, or imagenet, imagenet-7, cifar or pictograms; may be repeated (default: {})"
-CLASSES = "names to choose from, other pictures are left out: a .txt of lines, or another DATASET (default: all)"
+CLASSES = "names to choose from: a .txt of lines, or a DATASET (default: all); repeated: the names that all have"
 BACKGROUND = "for transparent pictures (default: as openai/CLIP, which drops the transparency: most end up on black)"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("evaluate", parents=[model], help="zero-shot accuracy and retrieval on a data set")
     command.add_argument("dataset", type=Path, metavar="DATASET", help=DATASETS)
     command.add_argument("--template", action="append", metavar="TEXT", help=TEMPLATES)
-    command.add_argument("--classes", type=Path, metavar="FILE", help=CLASSES)
+    command.add_argument("--classes", action="append", type=Path, metavar="FILE", help=CLASSES)
     command.add_argument("--task", choices=("zero-shot", "retrieval"), help="(default: both; zero-shot for a folder)")
     command.add_argument("--background", choices=("white", "grey", "black"), help=BACKGROUND)
     command.add_argument("--json", action="store_true", help="also every picture's predicted name")
@@ -217,7 +217,7 @@ def evaluate(options: argparse.Namespace) -> int:
     try:
         templates = evaluation.expand_templates(options.template or ["{}"])
         examples = evaluation.read_dataset(options.dataset)
-        classes = evaluation.read_classes(options.classes) if options.classes else None
+        classes = evaluation.read_classes(*options.classes) if options.classes else None
         model, preprocess = _load(options)
         result = evaluation.evaluate(model, preprocess, examples, templates, classes, tasks, options.background)
     except evaluation.EvaluationError as error:
@@ -235,7 +235,7 @@ def _check_plot(output: Path) -> None:
         from matplotlib.backend_bases import FigureCanvasBase
     except ImportError:
         raise UsageError('--plot needs matplotlib: pip install "miniclip[plot]"') from None
-    if output.suffix[1:] not in FigureCanvasBase.filetypes:
+    if output.suffix[1:].lower() not in FigureCanvasBase.filetypes:
         raise UsageError(f"--plot is {output}; expected a name that ends in .png, .svg or .pdf")
     if not output.parent.is_dir():
         raise UsageError(f"--plot is {output}; there is no folder {output.parent}")

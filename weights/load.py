@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from miniclip.config import MODELS, CLIPConfig
 from miniclip.models import CLIP, convert_weights
@@ -80,18 +81,27 @@ def build_model(
     """
     if config is None:
         config = infer_config(shapes_of(state_dict))
-    with torch.device("meta"):  # no memory, no initialisation: the file has the values
+    with torch.device("meta"), _Uninitialized():  # shapes without memory or values, which the tensors bring
         model = convert_weights(CLIP(config), dtype)
     targets = model.state_dict()
     check_names(shapes_of(targets), shapes_of(state_dict))
     copies = {}
     for name, target in targets.items():
         if name in state_dict:
-            copies[name] = torch.empty_like(target, device=device).copy_(state_dict[name])
+            copies[name] = torch.empty(target.shape, dtype=target.dtype, device=device).copy_(state_dict[name])
         else:  # only counters of batches may be missing
-            copies[name] = torch.zeros_like(target, device=device)
+            copies[name] = torch.zeros(target.shape, dtype=target.dtype, device=device)
     model.load_state_dict(copies, assign=True)
     return model.eval()
+
+
+class _Uninitialized(TorchFunctionMode):
+    """Inside it, the functions of torch.nn.init do nothing. On meta tensors some cost seconds: they import a compiler."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if getattr(function, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in (kwargs or {}) else args[0]
+        return function(*args, **(kwargs or {}))
 
 
 def open_checkpoint(

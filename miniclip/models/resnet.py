@@ -51,13 +51,14 @@ class AttentionPool(nn.Module):
     def __init__(self, grid: int, channels: int, heads: int, embed_dim: int):
         super().__init__()
         self.heads = heads
-        self.positional_embedding = nn.Parameter(torch.randn(grid**2 + 1, channels) / channels**0.5)  # the mean's first
+        self.positional_embedding = nn.Parameter(torch.empty(grid**2 + 1, channels))  # the mean's first
         self.q_proj = nn.Linear(channels, channels)
         self.k_proj = nn.Linear(channels, channels)
         self.v_proj = nn.Linear(channels, channels)
         self.c_proj = nn.Linear(channels, embed_dim)
-        for linear in (self.q_proj, self.k_proj, self.v_proj, self.c_proj):
-            nn.init.normal_(linear.weight, std=channels**-0.5)
+        for layer in (self.q_proj, self.k_proj, self.v_proj, self.c_proj):
+            nn.init.normal_(layer.weight, std=channels**-0.5)
+        nn.init.normal_(self.positional_embedding, std=channels**-0.5)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.flatten(2).transpose(1, 2)  # [N, h * w, C], row by row

@@ -17,14 +17,15 @@ class VisionTransformer(nn.Module):
         self.input_resolution = config.image_size
         self.output_dim = embed_dim
         width, grid = config.transformer.width, config.image_size // config.patch_size
-        scale = width**-0.5
         self.conv1 = nn.Conv2d(3, width, config.patch_size, stride=config.patch_size, bias=False)
-        self.class_embedding = nn.Parameter(scale * torch.randn(width))
-        self.positional_embedding = nn.Parameter(scale * torch.randn(grid**2 + 1, width))  # the class token's first
+        self.class_embedding = nn.Parameter(torch.empty(width))
+        self.positional_embedding = nn.Parameter(torch.empty(grid**2 + 1, width))  # the class token's first
         self.ln_pre = LayerNorm(width)
         self.transformer = Transformer(config.transformer)
         self.ln_post = LayerNorm(width)
-        self.proj = nn.Parameter(scale * torch.randn(width, embed_dim))
+        self.proj = nn.Parameter(torch.empty(width, embed_dim))
+        for parameter in (self.class_embedding, self.positional_embedding, self.proj):
+            nn.init.normal_(parameter, std=width**-0.5)
 
     def forward(self, image: Tensor) -> Tensor:
         patches = self.conv1(image).flatten(2).transpose(1, 2)  # [N, (R / P)^2, D], row by row

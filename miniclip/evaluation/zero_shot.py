@@ -1,0 +1,94 @@
+"""Zero-shot classification: a class is the mean of its prompts, a picture belongs to the nearest class.
+
+As in the CLIP paper (Radford et al. 2021, section 3.1.4). Of N pictures and C classes:
+
+    zero_shot_weights   class names, templates   -> one unit vector a class [E, C]
+    classify            pictures [N, E], weights -> the nearest class of each, and the rank of its true one
+    topk_accuracy       scores [N, C], targets   -> the share of pictures whose true class is among the k best
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from miniclip import ops
+from miniclip.embed import embed_texts
+from miniclip.evaluation.prompts import TEMPLATES
+from miniclip.models import CLIP
+
+CHUNK_SCORES = 1 << 22  # scores that are held at once, 16 MiB of them
+
+
+class EvaluationError(ValueError):
+    """A data set, a list of classes or a template that can't be used; the message says what to do."""
+
+
+def zero_shot_weights(model: CLIP, classes: Sequence[str], templates: Sequence[str]) -> Tensor:
+    """One unit vector a class, float32 [E, C] on the CPU; a picture's cosines are `image_embedding @ weights`.
+
+    Each prompt's embedding is normalised before the mean, so that all prompts count alike, and the mean after it:
+    without that, classes whose prompts disagree would be at a disadvantage. A prompt is encoded once, however often it
+    occurs. templates: also names of sets, see `expand_templates`. EvaluationError for a template that is neither, and
+    for a prompt that is too long.
+    """
+    templates = expand_templates(templates)
+    if not classes or not templates:
+        raise EvaluationError(f"got {len(classes)} classes, {len(templates)} templates; expected one or more of each")
+    prompts = [template.replace("{}", name) for name in classes for template in templates]
+    place = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
+    embeddings, rejected = embed_texts(model, list(place))
+    if rejected:
+        raise EvaluationError(f"{len(rejected)} of {len(place)} prompts are too long; {next(iter(rejected.values()))}")
+    rows = torch.tensor([place[prompt] for prompt in prompts]).view(len(classes), len(templates))
+    means = F.embedding_bag(rows, embeddings, mode="mean")  # without a copy [C, templates, E], large for ImageNet
+    return ops.normalize(means).T
+
+
+def expand_templates(given: Sequence[str]) -> list[str]:
+    """Put the templates of a set in place of its name, as `miniclip.evaluation.prompts.TEMPLATES` has them.
+
+    EvaluationError for what is neither a set nor has {}, where the name of a class goes.
+    """
+    for text in given:
+        if "{}" not in text and text not in TEMPLATES:
+            expected = f"expected {{}} in it, where the class goes, or one of the sets {', '.join(TEMPLATES)}"
+            raise EvaluationError(f"the template is {text!r}; {expected}")
+    return [template for text in given for template in TEMPLATES.get(text, (text,))]
+
+
+def ranks(scores: Tensor, targets: Tensor) -> Tensor:
+    """How many of the other candidates score at least as high as the target, int64 [N]; 0 is the best.
+
+    scores: [N, C]; targets: int64 [N]. Ties count against the target, as does NaN: nothing is right by the luck of the
+    order in which candidates are listed.
+    """
+    own = scores.gather(1, targets[:, None])
+    return (~(scores < own)).sum(1) - 1
+
+
+def topk_accuracy(scores: Tensor, targets: Tensor, ks: Sequence[int] = (1, 5)) -> dict[int, float]:
+    """For each k the share of rows of `scores` [N, C] whose target is among the k highest; see `ranks` for ties."""
+    return shares(ranks(scores, targets), ks)
+
+
+def shares(found: Tensor, ks: Sequence[int]) -> dict[int, float]:
+    """For each k the share of ranks below it, in 0..1."""
+    return {k: (found < k).double().mean().item() for k in ks}
+
+
+def classify(images: Tensor, weights: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The nearest class of each picture, and the rank of its true class, both int64 [N].
+
+    images: [N, E], of unit length; weights: [E, C]; targets: int64 [N]. Only a part of the scores [N, C] is held.
+    """
+    predicted, found = [], []
+    size = max(1, CHUNK_SCORES // weights.shape[1])
+    for chunk, target in zip(images.split(size), targets.split(size), strict=True):
+        scores = chunk @ weights
+        predicted.append(scores.argmax(dim=1))
+        found.append(ranks(scores, target))
+    return torch.cat(predicted), torch.cat(found)

@@ -1,0 +1,161 @@
+"""Random changes to pictures that leave their captions true, for a whole batch at once.
+
+Each augmentation takes uint8 pixels [N, 4, S, S], RGB and opacity, the side R to return, the captions, and a random
+number generator, and returns float32 pixels [N, 3, R, R] in 0..1, not yet normalised. All draw on the CPU, so that a
+run does not depend on the device.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from miniclip.config import PreprocessConfig
+
+Captions = list[tuple[str, ...]]
+
+# Captions that a mirror image would make false, or that speak of what is written in the picture.
+ONE_SIDED = re.compile(
+    r"left|right|east|west|clockwise|forward|backward|previous|next|return|letter|button|flag|keycap|sign|symbol|mark"
+    r"|number|o.?clock|thirty|arrow|japanese|quarter|crescent|abc|text|word|write|writing|slash|check|music|question"
+)
+GREY_WEIGHTS = (0.299, 0.587, 0.114)  # of red, green, blue (ITU-R BT.601)
+
+
+def none(images: Tensor, size: int, captions: Captions, rng: torch.Generator) -> Tensor:
+    """Only the scaling to R, on white."""
+    unit = torch.eye(2, 3, device=images.device).expand(len(images), -1, -1)
+    return _on_background(_resample(images, unit, size), images.new_ones(len(images), 3, dtype=torch.float32))
+
+
+def photo(images: Tensor, size: int, captions: Captions, rng: torch.Generator) -> Tensor:
+    """A random part of the picture, of half to all of its area, perhaps mirrored, with small changes of colour."""
+    n = len(images)
+    scale = _uniform(n, 0.5, 1.0, rng).sqrt()
+    shift = (1 - scale)[:, None] * _uniform((n, 2), -1, 1, rng)
+    mirror = 1 - 2 * (torch.rand(n, generator=rng) < 0.5) * _mirrorable(captions)
+    zero = torch.zeros(n)
+    rows = [torch.stack([mirror * scale, zero, shift[:, 0]], 1), torch.stack([zero, scale, shift[:, 1]], 1)]
+    pixels = _resample(images, torch.stack(rows, 1).to(images.device), size)
+    pixels = _on_background(pixels, images.new_ones(n, 3, dtype=torch.float32))
+    return _jitter(pixels, brightness=0.2, contrast=0.2, saturation=0.2, tint=0.0, grey=0.0, rng=rng)
+
+
+def cifar(images: Tensor, size: int, captions: Captions, rng: torch.Generator) -> Tensor:
+    """Pad by an eighth on each side with black, crop at random, mirror half: the usual augmentation of CIFAR-10."""
+    n, pad = len(images), size // 8
+    if images.shape[-1] != size:
+        raise ValueError(f"the pictures are {images.shape[-1]} pixels wide, the model takes {size}; expected the same")
+    padded = F.pad(images[:, :3], (pad,) * 4)
+    offset = torch.randint(2 * pad + 1, (n, 2), generator=rng)
+    along = torch.arange(size)
+    mirror = torch.rand(n, generator=rng) < 0.5
+    columns = torch.where(mirror[:, None], along.flip(0), along) + offset[:, :1]
+    rows = along + offset[:, 1:]
+    picked = padded[torch.arange(n)[:, None, None], :, rows[:, :, None], columns[:, None, :]]  # [N, R, R, 3]
+    return picked.permute(0, 3, 1, 2).float() / 255
+
+
+def pictogram(images: Tensor, size: int, captions: Captions, rng: torch.Generator) -> Tensor:
+    """Shift, scale, turn and shear a drawing with a transparent ground, mirror it where its name allows, put it on
+    white (half of them), black or any colour, and change its colours; one in ten becomes grey."""
+    n = len(images)
+    # The grid is scaled, not the picture: above 1 shrinks.
+    scale = torch.exp(_uniform((n, 1), -0.25, 0.2, rng) + _uniform((n, 2), -0.08, 0.08, rng))
+    angle = 0.12 * torch.randn(n, generator=rng).clamp(-2, 2)
+    shear = 0.06 * torch.randn(n, generator=rng).clamp(-2, 2)
+    mirror = 1 - 2 * (torch.rand(n, generator=rng) < 0.5) * _mirrorable(captions)
+    cos, sin = torch.cos(angle), torch.sin(angle)
+    linear = torch.stack([cos * mirror, sin + shear, -sin * mirror, cos], 1).unflatten(1, (2, 2)) * scale[:, None]
+    shift = _uniform((n, 2, 1), -0.12, 0.12, rng)
+    pixels = _resample(images, torch.cat([linear, shift], 2).to(images.device), size)
+
+    kind = torch.rand(n, 1, generator=rng)
+    ground = torch.where(kind < 0.5, 1.0, torch.where(kind < 0.6, 0.0, torch.rand(n, 3, generator=rng)))
+    pixels = _on_background(pixels, ground.to(images.device))
+    return _jitter(pixels, brightness=0.25, contrast=0.25, saturation=0.4, tint=0.12, grey=0.1, rng=rng)
+
+
+AUGMENTATIONS = {"none": none, "photo": photo, "cifar": cifar, "pictogram": pictogram}
+
+
+def normalize(pixels: Tensor, config: PreprocessConfig) -> Tensor:
+    """float [N, 3, R, R] in 0..1 -> the model's input."""
+    mean, std = (pixels.new_tensor(x)[:, None, None] for x in (config.mean, config.std))
+    return (pixels - mean) / std
+
+
+def _mirrorable(captions: Captions) -> Tensor:
+    """bool [N]: whether nothing in a picture's first caption tells left from right."""
+    return torch.tensor([ONE_SIDED.search(texts[0].lower()) is None for texts in captions])
+
+
+def _uniform(shape: int | tuple[int, ...], low: float, high: float, rng: torch.Generator) -> Tensor:
+    return low + (high - low) * torch.rand(shape, generator=rng)
+
+
+def _resample(images: Tensor, theta: Tensor, size: int) -> Tensor:
+    """uint8 [N, 4, S, S] through the affine maps theta [N, 2, 3] -> float [N, 4, R, R] in 0..1.
+
+    The colours come out multiplied by the opacity: what lies beyond the edge, and transparent pixels' hidden colour,
+    do not bleed in.
+    """
+    pixels = images.float() / 255
+    opacity = pixels[:, 3:]
+    pixels = torch.cat([pixels[:, :3] * opacity, opacity], 1)
+    grid = F.affine_grid(theta, [len(images), 4, size, size], align_corners=False)
+    return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def _on_background(pixels: Tensor, colour: Tensor) -> Tensor:
+    """[N, 4, R, R], colours multiplied by the opacity, over one colour [N, 3] each -> [N, 3, R, R]."""
+    return pixels[:, :3] + (1 - pixels[:, 3:]) * colour[:, :, None, None]
+
+
+def _jitter(
+    pixels: Tensor,
+    *,
+    brightness: float,
+    contrast: float,
+    saturation: float,
+    tint: float,
+    grey: float,
+    rng: torch.Generator,
+) -> Tensor:
+    """Change brightness, contrast and saturation of each picture by factors of 1 +- the amounts, and its channels by
+    factors of 1 +- tint; the fraction `grey` loses all colour."""
+    n, device = len(pixels), pixels.device
+    gain = _uniform((n, 1), 1 - brightness, 1 + brightness, rng) * _uniform((n, 3), 1 - tint, 1 + tint, rng)
+    slope = _uniform((n, 1, 1, 1), 1 - contrast, 1 + contrast, rng).to(device)
+    colour = _uniform((n, 1, 1, 1), 1 - saturation, 1 + saturation, rng)
+    colour = (colour * (torch.rand(n, 1, 1, 1, generator=rng) >= grey)).to(device)
+    pixels = pixels * gain[:, :, None, None].to(device)
+    pixels = pixels.mean(dim=(1, 2, 3), keepdim=True).lerp(pixels, slope)
+    luminance = (pixels * pixels.new_tensor(GREY_WEIGHTS)[:, None, None]).sum(1, keepdim=True)
+    return luminance.lerp(pixels, colour).clamp(0, 1)
+
+
+class PatchDropout:
+    """Shows a ViT, while it trains, a random part of the patches of each batch (Li et al. 2022, FLIP): half of them
+    make a step nearly twice as fast. The class token always stays."""
+
+    def __init__(self, visual: torch.nn.Module, fraction: float):
+        self.fraction = fraction
+        self.rng: torch.Generator | None = None  # set before each forward pass that shall drop
+        if fraction:
+            if not hasattr(visual, "ln_pre"):
+                raise ValueError("patches can be dropped in a ViT only; this image tower is a ModifiedResNet")
+            visual.ln_pre.register_forward_pre_hook(self._drop)
+
+    def _drop(self, module: torch.nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+        (x,) = inputs
+        if self.rng is None:
+            return inputs
+        patches = x.shape[1] - 1
+        kept = torch.randperm(patches, generator=self.rng)[: math.ceil(patches * (1 - self.fraction))]
+        chosen = torch.cat([kept.new_zeros(1), 1 + kept.sort().values])
+        return (x[:, chosen.to(x.device)],)

@@ -1,0 +1,187 @@
+"""The training loop. One optimizer step is `Trainer.step`; `Trainer.run` does all of them, and what comes between."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from miniclip.models import CLIP
+from miniclip.training import augment
+from miniclip.training.checkpoint import export_weights, load_checkpoint, save_checkpoint
+from miniclip.training.data import Batch, Epochs, Pictures, choose_captions, generator
+from miniclip.training.distributed import is_main, rank, sharded_contrastive_loss, world_size
+from miniclip.training.diverged import TrainingDivergedError, explain
+from miniclip.training.loss import Embedder, cached_backward, chunked_contrastive_loss, clamp_logit_scale
+from miniclip.training.optim import build_optimizer, freeze, learning_rate, training_mode
+from miniclip.training.options import TrainOptions
+from miniclip.training.report import Reporter
+from miniclip.training.shards import Shards
+from miniclip.training.validate import tokenize_short, validate
+
+AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+MAY_CHANGE = {"steps", "epochs", "workers", "threads", "log_every", "val_every", "save_every", "output", "download"}
+
+
+class Trainer:
+    """A run: model, optimizer, data, and the number of steps done. All randomness comes from (seed, step, rank), so
+    that a run that goes on from a checkpoint does bit for bit what it would have done uninterrupted."""
+
+    def __init__(self, model: CLIP, source: Epochs | Shards, val: Pictures | None, total: int, options: TrainOptions):
+        self.model, self.source, self.val, self.total, self.options = model, source, val, total, options
+        self.device = model.logit_scale.device
+        self.output = Path(options.output)
+        self.report = Reporter(self.output, is_main(), options.batch_size)
+        freeze(model, options)
+        training_mode(model, options)
+        self.embedder = Embedder(model)
+        if dist.is_initialized():
+            self.embedder = DistributedDataParallel(self.embedder)
+        self.optimizer = build_optimizer(model, options)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=options.precision == "fp16")
+        self.patch_dropout = augment.PatchDropout(model.visual, options.patch_dropout)
+        self.done = 0  # steps
+        self.best = -1.0  # top-1 accuracy of a validation
+
+    def run(self) -> None:
+        """Do all steps that are left, with logs, validations and checkpoints in between."""
+        options, pairs = self.options, self.options.batch_size
+        bar = tqdm(total=self.total * pairs, initial=self.done * pairs, unit=" pairs", disable=not is_main())
+        logged, since = self.done, time.perf_counter()
+        for batch in self.source.batches(self.done, self.total):
+            line = self.step(batch)
+            self.done += 1
+            bar.update(pairs)
+            last = self.done == self.total
+            if self.done % options.log_every == 0 or last:
+                elapsed = time.perf_counter() - since
+                line["pairs_per_second"] = round((self.done - logged) * pairs / elapsed, 1)
+                self.report.log(line)
+                bar.set_postfix_str(f"loss {line['loss']:.3f}")
+                logged, since = self.done, time.perf_counter()
+            if self.val is not None and (self.done % options.val_every == 0 or last):
+                self.validate()
+            if self.done % options.save_every == 0 or last:
+                self.save()
+        bar.close()
+        self.report.finish()
+
+    def step(self, batch: Batch) -> dict:
+        """One optimizer step; returns what to log about it. Raises TrainingDivergedError for NaN and infinity."""
+        options = self.options
+        rng = generator(options.seed, self.done, rank())
+        self.report.problems(batch.problems, "replaced by other pictures")
+        images, texts, repeated = self.prepare(batch, rng)
+        rate = learning_rate(self.done, self.total, options)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["lr_scale"]
+        loss, norm = self.backward(images, texts, rng)
+        if not self.is_finite(loss, norm):
+            with self.arithmetic():
+                cause = explain(self.model, images, texts)
+            raise TrainingDivergedError(self.done + 1, loss.item(), norm.item(), cause)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        clamp_logit_scale(self.model)
+        self.report.watch_loss(loss.item(), warming_up=self.done < options.warmup)
+        scale = self.model.logit_scale.exp().item()
+        line = {"step": self.done + 1, "loss": loss.item(), "lr": rate, "logit_scale": scale, "grad_norm": norm.item()}
+        return {**line, "repeated_captions": repeated} if repeated else line
+
+    def prepare(self, batch: Batch, rng: torch.Generator) -> tuple[Tensor, Tensor, int]:
+        """Augmented, normalised pixels [N, 3, R, R] and token ids [N, L] on the device; how many texts are repeated."""
+        options, config = self.options, self.model.config.preprocess
+        change = augment.AUGMENTATIONS[options.augment]
+        pixels = change(batch.pixels.to(self.device), config.image_size, batch.captions, rng)
+        texts = choose_captions(batch.captions, options.template, options.first_caption, rng)
+        repeated = self.report.watch_texts(texts)
+        tokens = tokenize_short(texts, self.model.context_length)
+        return augment.normalize(pixels, config), tokens.to(self.device), repeated
+
+    def backward(self, images: Tensor, texts: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Leave clipped gradients in the parameters; return the loss, mean over ranks, and the norm before clipping."""
+        micro_batch = self.options.micro_batch or len(images)
+        self.patch_dropout.rng = rng
+        with self.arithmetic():
+            if micro_batch < len(images):
+                scaled = cached_backward(self.embedder, images, texts, micro_batch, self.scaled_loss())
+            else:
+                scaled = self.scaled_loss()(*self.embedder(images, texts))
+                scaled.backward()
+        self.patch_dropout.rng = None
+        loss = scaled.detach() / self.scaler.get_scale()
+        if dist.is_initialized():
+            dist.all_reduce(loss)
+            loss /= world_size()
+        self.scaler.unscale_(self.optimizer)
+        return loss, torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.options.clip).detach()
+
+    def scaled_loss(self) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        """The loss of unit embeddings and logit scale, times the factor that keeps float16 gradients from vanishing."""
+        chunk = self.options.chunk
+        loss = partial(chunked_contrastive_loss, chunk=chunk) if chunk else sharded_contrastive_loss
+        return lambda *embeddings: self.scaler.scale(loss(*embeddings))
+
+    def is_finite(self, loss: Tensor, norm: Tensor) -> bool:
+        """In float16 gradients may overflow: the scaler then leaves the step out and halves its factor, down to 1."""
+        if self.scaler.is_enabled() and self.scaler.get_scale() > 1:
+            return bool(loss.isfinite())
+        return bool(loss.isfinite() and norm.isfinite())
+
+    @contextlib.contextmanager
+    def arithmetic(self) -> Iterator[None]:
+        """The precision asked for; and on a CPU the plain attention, because the flash kernel's backward is slow there
+        at lengths as short as these."""
+        dtype = AUTOCAST[self.options.precision]
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(torch.autocast(self.device.type, dtype, enabled=dtype is not None))
+            if self.device.type == "cpu":
+                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            yield
+
+    def validate(self) -> None:
+        """Log how good the model is on the validation pictures, and keep its weights if it was never better."""
+        if is_main():
+            with self.arithmetic():
+                result = validate(self.model, self.val, self.options.template, self.options.batch_size)
+            training_mode(self.model, self.options)
+            self.report.log({"step": self.done, **{f"val_{name}": value for name, value in asdict(result).items()}})
+            if result.image_top1 > self.best:
+                self.best = result.image_top1
+                export_weights(self.model, self.output / "best.safetensors")
+        if dist.is_initialized():
+            dist.barrier()  # others would run into the timeout of their next gather, should this take long
+
+    def save(self) -> None:
+        if is_main():
+            parts = {"model": self.model, "optimizer": self.optimizer, "scaler": self.scaler}
+            state = {name: part.state_dict() for name, part in parts.items()}
+            state |= {"done": self.done, "best": self.best, "options": asdict(self.options)}
+            save_checkpoint(state, self.output / "checkpoint.pt")
+            export_weights(self.model, self.output / "last.safetensors")
+
+    def resume(self) -> None:
+        """Go on from the output folder's checkpoint, if there is one."""
+        path = self.output / "checkpoint.pt"
+        if path.exists():
+            state = load_checkpoint(path)
+            before, now = state["options"], asdict(self.options)
+            for name in sorted(now.keys() - MAY_CHANGE):
+                if before.get(name) != now[name]:
+                    self.report.say(f"{path} was made with {name} = {before.get(name)!r}; going on with {now[name]!r}")
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scaler.load_state_dict(state["scaler"])
+            self.done, self.best = state["done"], state["best"]
+            self.report.say(f"going on from {path}, after step {self.done} of {self.total}")

@@ -1,0 +1,71 @@
+"""The optimizer, its learning rates, and what is not trained."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import torch
+from torch import nn
+
+from miniclip.models import CLIP
+from miniclip.training.options import TrainOptions
+
+
+def freeze(model: CLIP, options: TrainOptions) -> None:
+    """Let no gradient reach the towers and BatchNorms that the options freeze. The temperature is always trained."""
+    for name, parameter in model.named_parameters():
+        tower = "image" if name.startswith("visual.") else "text"
+        if tower in options.freeze and name != "logit_scale":
+            parameter.requires_grad_(False)
+    for module in _batch_norms(model) if options.freeze_batchnorm else []:
+        module.requires_grad_(False)
+
+
+def training_mode(model: CLIP, options: TrainOptions) -> None:
+    """`model.train()`, except for BatchNorms that are frozen, by themselves or with their tower: in training mode they
+    would normalise by each batch's statistics, and update their own."""
+    model.train()
+    for module in _batch_norms(model) if options.freeze_batchnorm or "image" in options.freeze else []:
+        module.eval()
+
+
+def _batch_norms(model: nn.Module) -> list[nn.Module]:
+    return [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+
+
+def build_optimizer(model: CLIP, options: TrainOptions) -> torch.optim.AdamW:
+    """AdamW with the CLIP paper's betas and epsilon for ViTs (table 18). Vectors and scalars (gains, biases, the class
+    embedding, the temperature) are not decayed. Each group has its learning rate relative to the highest, "lr_scale".
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            decay = options.weight_decay if parameter.ndim >= 2 else 0.0
+            lr_scale = options.layer_decay ** layers_above(name, model)
+            groups.setdefault((lr_scale, decay), []).append(parameter)
+    settings = [{"params": p, "lr_scale": scale, "weight_decay": decay} for (scale, decay), p in groups.items()]
+    return torch.optim.AdamW(settings, lr=options.lr, betas=(0.9, 0.98), eps=1e-6, fused=True)
+
+
+def layers_above(name: str, model: CLIP) -> int:
+    """How many layers lie between a parameter and the end of its tower: 0 for the projection and what surrounds it,
+    1 for the last block (of a ResNet: stage), and one more than the first block for the embeddings and the stem."""
+    if re.fullmatch(r"logit_scale|text_projection|ln_final\..*|visual\.(proj|ln_post\..*|attnpool\..*)", name):
+        return 0
+    image = name.startswith("visual.")
+    if image and hasattr(model.visual, "layer1"):
+        stage = re.match(r"visual\.layer(\d)", name)
+        return 5 - int(stage[1]) if stage else 5
+    depth = len((model.visual if image else model).transformer.resblocks)
+    block = re.search(r"resblocks\.(\d+)", name)
+    return depth - int(block[1]) if block else depth + 1
+
+
+def learning_rate(step: int, total: int, options: TrainOptions) -> float:
+    """Rising linearly over `warmup` steps, or a tenth of all if that is less, to `lr`, then falling along half a
+    cosine to 0 at `total`."""
+    warmup = min(options.warmup, total // 10)
+    if step < warmup:
+        return options.lr * (step + 1) / warmup
+    return options.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))

@@ -1,0 +1,79 @@
+"""What a training run can be told: one dataclass, from which the command line's arguments are made."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, field, fields
+
+PRECISIONS = ("fp32", "bf16", "fp16")
+
+
+def _option(default: object, text: str, **argument: object) -> object:
+    """A field with its help and whatever else argparse's add_argument shall get."""
+    return field(default=default, metadata={"help": text, **argument})
+
+
+@dataclass
+class TrainOptions:
+    """The arguments of `miniclip train`; each field is explained by its help. 0, "" and () stand for "not given"."""
+
+    data: str = _option("", "a .json, .jsonl or .csv list, cifar-10-batches-py, or shards-{000..123}.tar", nargs="?")
+    val: str = _option("", "a list to validate on (CIFAR-10 has its own)")
+    create_synthetic: bool = _option(False, "first draw coloured shapes in the folder DATA (default: shapes)")
+    download: bool = _option(False, "get CIFAR-10 first, if it is not there")
+    output: str = _option("runs/clip", "the folder of the run: started again with it, a run goes on where it stopped")
+
+    model_size: str = _option("", "a size (default: tiny), an OpenAI model's name, or a config's .json file")
+    start_from: str = _option("", "fine-tune this model: a name or a path as load() takes it", flag="--from")
+    freeze: tuple[str, ...] = _option((), "keep this tower as it is", action="append", choices=("image", "text"))
+    freeze_batchnorm: bool = _option(False, "keep BatchNorms' statistics, gains and biases as they are")
+    layer_decay: float = _option(1.0, "learning rate of each layer relative to that of the layer after it")
+    patch_dropout: float = _option(0.0, "hide this fraction of a ViT's patches from it in each training step")
+
+    epochs: int = _option(10, "passes over the data")
+    steps: int = _option(0, "do this many steps instead")
+    batch_size: int = _option(64, "pairs a step, over all processes together")
+    micro_batch: int = _option(0, "pairs whose activations are in memory at once; the gradient stays the whole batch's")
+    chunk: int = _option(0, "images whose logits are in memory at once, in one process")
+    activation_checkpointing: bool = _option(False, "keep fewer activations, and compute them a second time")
+    lr: float = _option(1e-3, "highest learning rate")
+    warmup: int = _option(200, "steps in which it is reached, a tenth of all at most; then a cosine takes it to 0")
+    weight_decay: float = _option(0.1, "of matrices; gains, biases and the temperature are never decayed")
+    clip: float = _option(1.0, "largest norm of the gradient; a larger one is scaled down")
+    precision: str = _option("fp32", "of the arithmetic; the weights are always float32", choices=PRECISIONS)
+
+    augment: str = _option("", "none, photo, cifar, or pictogram: drawings on a transparent ground (default: photo)")
+    template: tuple[str, ...] = _option((), "what a caption is put into, at {}; may be repeated", action="append")
+    first_caption: float = _option(0.0, "how often to take a picture's first caption rather than any of its captions")
+
+    seed: int = _option(0, "decides the whole run, on one machine with one number of threads")
+    workers: int = _option(0, "processes a rank that load pictures")
+    threads: int = _option(0, "CPU threads (default: PyTorch's choice)")
+    device: str = _option("", "cpu or cuda (default: CUDA where there is one)")
+    log_every: int = _option(10, "steps between lines in log.jsonl")
+    val_every: int = _option(0, "steps between validations (default: an epoch)")
+    save_every: int = _option(0, "steps between checkpoints (default: an epoch)")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Give `parser` an argument for every field of TrainOptions; `options_from` reads them back."""
+    for option in fields(TrainOptions):
+        settings = dict(option.metadata)
+        name = settings.pop("flag", "--" + option.name.replace("_", "-"))
+        if "nargs" in settings:
+            name = option.name
+        else:
+            settings["dest"] = option.name
+        if isinstance(option.default, bool):
+            settings["action"] = "store_true"
+        elif not isinstance(option.default, tuple):
+            settings["type"] = type(option.default)
+            settings["help"] += f" (default: {option.default})" if option.default else ""
+        parser.add_argument(name, default=None, **settings)
+
+
+def options_from(arguments: argparse.Namespace) -> TrainOptions:
+    """The options among the parsed arguments; what was not given keeps its default."""
+    given = {option.name: getattr(arguments, option.name) for option in fields(TrainOptions)}
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    return TrainOptions(**{name: value for name, value in given.items() if value is not None})

@@ -1,0 +1,64 @@
+"""training_results.png: how a run went, on one page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from miniclip.training.checkpoint import write_atomically
+
+
+def read_log(path: Path) -> list[dict]:
+    """The lines of a log.jsonl. Of a step logged twice, as after a crash, the later one counts; a line that a crash cut
+    short is left out."""
+    lines: dict[tuple, dict] = {}
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            continue
+        lines[(line["step"], "val_loss" in line)] = line
+    return sorted(lines.values(), key=lambda line: line["step"])
+
+
+def plot(log: Path, image: Path) -> None:
+    """Draw loss, top-1 accuracies, learning rate and temperature over the steps. Raises ImportError that names the
+    extra to install where matplotlib is missing."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError('drawing needs matplotlib: pip install "miniclip[plot]"') from error
+    lines = read_log(log)
+    figure = Figure(figsize=(11, 7.5), layout="constrained")
+    loss, accuracy, rate, scale = figure.subplots(2, 2, sharex=True).flat
+    _curve(loss, lines, "loss", "training", "C0", smooth=True)
+    _curve(loss, lines, "val_loss", "validation", "C1", marker="o")
+    loss.set(title="Contrastive loss", ylabel="nats")
+    _curve(accuracy, lines, "val_image_top1", "image to text", "C1", marker="o", factor=100)
+    _curve(accuracy, lines, "val_text_top1", "text to image", "C2", marker="s", factor=100)
+    accuracy.set(title="Validation, top-1", ylabel="%")
+    _curve(rate, lines, "lr", "learning rate", "C0")
+    rate.set(title="Learning rate", xlabel="step")
+    _curve(scale, lines, "logit_scale", "exp(logit_scale)", "C0")
+    scale.set(title="Inverse temperature", xlabel="step")
+    for axes in (loss, accuracy, rate, scale):
+        axes.grid(alpha=0.3)
+        if axes.has_data():
+            axes.set_ylim(bottom=0)
+        if len(axes.get_lines()) > 1:
+            axes.legend()
+    write_atomically(image, lambda file: figure.savefig(file, format="png", dpi=110))
+
+
+def _curve(axes, lines: list[dict], key: str, label: str, colour: str, smooth=False, marker=None, factor=1) -> None:
+    """Plot what `lines` hold under `key`; if smooth, faintly, with a running mean over a twentieth of it in front."""
+    steps = [line["step"] for line in lines if key in line]
+    values = [line[key] * factor for line in lines if key in line]
+    if not steps:
+        return
+    window = max(1, len(values) // 20)
+    if smooth and window > 1:
+        axes.plot(steps, values, color=colour, alpha=0.25)
+        recent = (values[max(0, end - window) : end] for end in range(1, len(values) + 1))
+        values = [sum(part) / len(part) for part in recent]
+    axes.plot(steps, values, color=colour, label=label, marker=marker, markersize=4)

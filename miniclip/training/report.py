@@ -1,0 +1,83 @@
+"""What a run tells: lines in its log, and aloud whatever its user should know."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections import Counter, deque
+from pathlib import Path
+
+from tqdm import tqdm
+
+STUCK_AFTER = 100  # steps whose mean loss is compared with ln B
+STUCK_WITHIN = 0.02  # of ln B
+
+
+class Reporter:
+    """Speaks on stderr, above the progress bar, and writes log.jsonl and problems.txt in the run's folder. In processes
+    other than the main one it is silent."""
+
+    def __init__(self, output: Path, speaks: bool, batch_size: int):
+        self.output, self.speaks = output, speaks
+        self.chance = math.log(batch_size)
+        self.losses: deque[float] = deque(maxlen=STUCK_AFTER)
+        self.problem_count = 0
+        self.said: set[str] = set()
+
+    def say(self, message: str) -> None:
+        if self.speaks:
+            tqdm.write(f"miniclip train: {message}", file=sys.stderr)
+
+    def say_once(self, topic: str, message: str) -> None:
+        if topic not in self.said:
+            self.said.add(topic)
+            self.say(message)
+
+    def log(self, line: dict) -> None:
+        """Append one JSON object to log.jsonl."""
+        if self.speaks:
+            with (self.output / "log.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+
+    def problems(self, lines: list[str], remedy: str) -> None:
+        """List pictures that can't be used in problems.txt, and say how many there are; `remedy`: what became of them.
+        Of those that come up again and again while training the user hears the first, and at the end the number."""
+        if not lines or not self.speaks:
+            return
+        path = self.output / "problems.txt"
+        with path.open("a", encoding="utf-8") as file:
+            file.writelines(line + "\n" for line in lines)
+        self.problem_count += len(lines)
+        self.say_once(remedy, f"{lines[0]}; {len(lines)} such now, {remedy}, all listed in {path}")
+
+    def watch_texts(self, texts: list[str]) -> int:
+        """Say it aloud when a batch holds a text several times. Returns how many texts are repetitions."""
+        repeated = len(texts) - len(set(texts))
+        if repeated:
+            text, times = Counter(texts).most_common(1)[0]
+            self.say_once(
+                "repeated",
+                f"{repeated} of {len(texts)} captions in this batch repeat others ({text!r}: {times} times). Each such "
+                "pair is called the other's negative, and the loss can't come near 0; a smaller --batch-size or more "
+                "varied captions help. Logged from now on as repeated_captions",
+            )
+        return repeated
+
+    def watch_loss(self, loss: float, warming_up: bool) -> None:
+        """Say it aloud when the loss stays where it is without any learning, at ln B."""
+        if warming_up:
+            return
+        self.losses.append(loss)
+        mean = sum(self.losses) / len(self.losses)
+        if len(self.losses) == STUCK_AFTER and abs(mean - self.chance) < STUCK_WITHIN * self.chance:
+            self.say_once(
+                "stuck",
+                f"the loss stays at ln B = {self.chance:.3f} (mean of {STUCK_AFTER} steps: {mean:.3f}), as if images "
+                "and captions had nothing to do with each other. Check that they belong together, and that pictures "
+                "and captions differ within a batch; then try a tenth of the --lr, or a longer --warmup",
+            )
+
+    def finish(self) -> None:
+        if self.problem_count:
+            self.say(f"{self.problem_count} times a picture could not be used; see {self.output / 'problems.txt'}")

@@ -1,0 +1,59 @@
+"""Coloured shapes to try a training run on: six colours, three shapes, "a red circle" and so on."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+COLORS = {  # RGB
+    "red": (220, 30, 30),
+    "blue": (35, 70, 225),
+    "green": (25, 150, 50),
+    "yellow": (250, 215, 20),
+    "purple": (125, 40, 160),
+    "orange": (250, 130, 15),
+}
+CORNERS = {"circle": 64, "square": 4, "triangle": 3}
+SIDE = 64  # pixels
+
+
+def create_synthetic(folder: Path, seed: int = 0, train: int = 250, val: int = 20) -> tuple[Path, Path]:
+    """Draw `train` and `val` pictures of each of the 18 kinds into `folder`, and the lists train.json and val.json.
+
+    Returns the two lists' paths. The same seed gives the same pictures.
+    """
+    rng = random.Random(seed)
+    paths = []
+    for split, count in (("train", train), ("val", val)):
+        (folder / split).mkdir(parents=True, exist_ok=True)
+        rows = []
+        for number in range(count):
+            for color in COLORS:
+                for shape in CORNERS:
+                    name = f"{split}/{color}_{shape}_{number:03}.png"
+                    draw_shape(color, shape, rng).save(folder / name)
+                    rows.append({"image": name, "caption": f"a {color} {shape}"})
+        path = folder / f"{split}.json"
+        path.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+        paths.append(path)
+    return tuple(paths)
+
+
+def draw_shape(color: str, shape: str, rng: random.Random) -> Image.Image:
+    """A shape anywhere on a light ground: of any size from a fifth to most of the picture, turned by any angle."""
+    radius = rng.uniform(0.12, 0.42) * SIDE
+    x, y = rng.uniform(radius, SIDE - radius), rng.uniform(radius, SIDE - radius)
+    corners = CORNERS[shape]
+    turn = rng.uniform(0, 2 * math.pi)
+    angles = (turn + 2 * math.pi * i / corners for i in range(corners))
+    ground = tuple(rng.randint(200, 255) for _ in range(3))
+    shade = tuple(max(0, min(255, value + rng.randint(-20, 20))) for value in COLORS[color])
+    scale = 4  # drawn larger, and made smaller with smooth edges
+    image = Image.new("RGB", (SIDE * scale, SIDE * scale), ground)
+    points = [((x + radius * math.cos(a)) * scale, (y + radius * math.sin(a)) * scale) for a in angles]
+    ImageDraw.Draw(image).polygon(points, fill=shade)
+    return image.resize((SIDE, SIDE), Image.Resampling.BOX)

@@ -1,0 +1,159 @@
+"""`miniclip train`: from options to a trained model.
+
+    miniclip train --create-synthetic --epochs 3 --model-size tiny
+    miniclip train pictures.json --val held-out.json --model-size small --output runs/small
+    miniclip train pictures.csv --from ViT-B/32 --lr 1e-5 --layer-decay 0.8 --epochs 3
+    torchrun --nproc-per-node=8 -m miniclip train "shards-{0000..0999}.tar" --steps 100000 --batch-size 4096
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from miniclip.config import CLIPConfig
+from miniclip.models import CLIP
+from miniclip.training import cifar, distributed
+from miniclip.training.data import Epochs, Pictures, existing, read_examples
+from miniclip.training.fast import checkpoint_activations, fuse_quick_gelu
+from miniclip.training.loop import Trainer
+from miniclip.training.options import TrainOptions, add_arguments, options_from
+from miniclip.training.plot import plot
+from miniclip.training.report import Reporter
+from miniclip.training.shards import Shards
+from miniclip.training.sizes import model_config, save_config
+from miniclip.training.synthetic import create_synthetic
+
+__all__ = ["TrainOptions", "add_arguments", "options_from", "train"]
+
+# Pictures are kept a little larger than the model's, for augmentations to cut from and to enlarge.
+MARGIN = 1.25
+
+
+def train(options: TrainOptions) -> CLIP:
+    """Train a model as the options say, from the beginning or from where a run in the same folder stopped.
+
+    The folder gets best.safetensors (by validation accuracy) and last.safetensors, which `load` reads, config.json,
+    log.jsonl, training_results.png, problems.txt if there were any, and checkpoint.pt, from which a run goes on.
+    Returns the model. Raises ValueError for options and data that make no sense, and TrainingDivergedError.
+    """
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    joined_before = dist.is_initialized()
+    device = distributed.setup(options.device or None)
+    try:
+        return _train(options, device)
+    finally:
+        if dist.is_initialized() and not joined_before:
+            dist.destroy_process_group()
+
+
+def _train(options: TrainOptions, device: torch.device) -> CLIP:
+    output = Path(options.output)
+    output.mkdir(parents=True, exist_ok=True)
+    report = Reporter(output, distributed.is_main(), options.batch_size)
+    options = complete(options)
+    torch.manual_seed(options.seed)
+    model = new_model(options).to(device)
+    source, val = open_data(options, model.config, report)
+    steps_per_epoch = getattr(source, "steps_per_epoch", 0)
+    total = options.steps or options.epochs * steps_per_epoch
+    every = steps_per_epoch or max(1, total // 10)
+    options = replace(options, val_every=options.val_every or every, save_every=options.save_every or every)
+    trainer = Trainer(model, source, val, total, options)
+    trainer.resume()
+    if distributed.is_main():
+        save_config(model.config, output / "config.json")
+        parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        report.say(f"{parameters:,} parameters to train for {total:,} steps of {options.batch_size} pairs, on {device}")
+    trainer.run()
+    if distributed.is_main() and (output / "log.jsonl").exists():
+        try:
+            plot(output / "log.jsonl", output / "training_results.png")
+        except ImportError as error:
+            report.say(f"training_results.png was not drawn: {error}")
+    return model
+
+
+def complete(options: TrainOptions) -> TrainOptions:
+    """Check the options, and fill in those that depend on others; draw or download the data first, if that is asked."""
+    world = distributed.world_size()
+    if options.create_synthetic:
+        folder = Path(options.data or "shapes")
+        if distributed.is_main():
+            create_synthetic(folder, options.seed)
+        if dist.is_initialized():
+            dist.barrier()
+        options = replace(options, data=str(folder / "train.json"), val=options.val or str(folder / "val.json"))
+    if not options.data:
+        raise ValueError("no data to train on; expected a list, CIFAR-10, tar shards, or --create-synthetic")
+    if options.start_from and options.model_size:
+        raise ValueError(f"got --from {options.start_from} and --model-size {options.model_size}; expected one of them")
+    if options.batch_size % world or options.batch_size < 2 * world:
+        raise ValueError(f"--batch-size {options.batch_size} can't be shared evenly by {world} processes, 2 or more to each")
+    if options.chunk and world > 1:
+        raise ValueError("--chunk is for one process; with several, each already holds only its own rows of the logits")
+    if is_shards(options.data) and not options.steps:
+        raise ValueError("tar shards do not tell how many pictures they hold; expected --steps")
+    if not all("{}" in template for template in options.template):
+        raise ValueError(f"--template is {options.template}; expected {{}} where the caption goes")
+    cifar10 = is_cifar10(options.data)
+    if cifar10 and options.download and distributed.is_main():
+        cifar.download_cifar10(Path(options.data))
+    return replace(
+        options,
+        template=options.template or (cifar.TEMPLATES if cifar10 else ("{}",)),
+        augment=options.augment or "photo",
+    )
+
+
+def is_cifar10(data: str) -> bool:
+    return Path(data).name == cifar.FOLDER
+
+
+def is_shards(data: str) -> bool:
+    return data.endswith(".tar")
+
+
+def new_model(options: TrainOptions) -> CLIP:
+    """The model to start from, float32, with the faster or leaner modules that training wants."""
+    if options.start_from:
+        from miniclip.weights.load import load  # opens files, maybe the network; not needed to train from nothing
+
+        model, _ = load(options.start_from, device="cpu", dtype=torch.float32)
+    else:
+        model = CLIP(model_config(options.model_size or "tiny"))
+    fuse_quick_gelu(model)
+    if options.activation_checkpointing:
+        checkpoint_activations(model)
+    return model
+
+
+def open_data(
+    options: TrainOptions, config: CLIPConfig, report: Reporter
+) -> tuple[Epochs | Shards, Pictures | None]:
+    """What to train on, and the pictures to validate on, if any."""
+    size = config.preprocess.image_size
+    margin = round(size * MARGIN)
+    ranks = (distributed.rank(), distributed.world_size())
+    settings = (options.batch_size, options.seed, options.workers, *ranks)
+    val = Pictures(_readable(options.val, report), size) if options.val else None
+    if is_shards(options.data):
+        return Shards(options.data, margin, *settings), val
+    if is_cifar10(options.data):
+        folder = Path(options.data)
+        return Epochs(cifar.read_cifar10(folder, "train"), *settings), val or cifar.read_cifar10(folder, "test")
+    return Epochs(Pictures(_readable(options.data, report), margin), *settings), val
+
+
+def _readable(path: str, report: Reporter) -> list:
+    """The examples of a list whose files are there. What is missing is counted and listed."""
+    examples = read_examples(Path(path))
+    found, missing = existing(examples)
+    report.problems(missing, f"of {len(examples)} pictures in {path}; the others are used")
+    if not found:
+        raise ValueError(f"none of the {len(examples)} pictures in {path} is there; the first: {examples[0].image}")
+    return found

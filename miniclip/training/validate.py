@@ -1,0 +1,72 @@
+"""How good a model is on pictures it does not train on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from miniclip.models import CLIP
+from miniclip.tokenizer import tokenize
+from miniclip.training import augment
+from miniclip.training.data import Pictures
+from miniclip.training.loss import contrastive_loss
+
+
+@dataclass(frozen=True)
+class Validation:
+    """loss: of batches as in training; image_top1 and image_top5: how often a picture's own first caption is the
+    best, or among the best five, of all first captions; text_top1: how often the best picture for one is its own."""
+
+    loss: float
+    image_top1: float
+    image_top5: float
+    text_top1: float
+
+
+def tokenize_short(texts: list[str], context_length: int) -> Tensor:
+    """Token ids [N, L], cut behind the longest text: exact, because no token sees a later one. Texts longer than the
+    context are truncated, as in openai/CLIP's training."""
+    tokens = tokenize(texts, context_length, truncate=True)
+    return tokens[:, : int(tokens.argmax(1).max()) + 1]
+
+
+@torch.no_grad()
+def validate(model: CLIP, pictures: Pictures, templates: Sequence[str], batch_size: int) -> Validation:
+    """Compare all `pictures` with all their different first captions, each the mean over the templates.
+
+    The pictures are resized to the model's image size, on white. The model is left in eval mode.
+    """
+    model.eval()
+    device, config = model.logit_scale.device, model.config.preprocess
+    images, names = [], []
+    order = [part.tolist() for part in torch.arange(len(pictures)).split(batch_size)]
+    for batch in pictures.batches(order, workers=0):
+        names += [captions[0] for captions in batch.captions]
+        pixels = augment.none(batch.pixels.to(device), config.image_size, batch.captions, torch.Generator())
+        images.append(model.encode_image(augment.normalize(pixels, config), normalize=True).float())
+    image = torch.cat(images)
+    classes = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    text = torch.stack([embed_texts(model, [t.replace("{}", name) for name in classes], batch_size) for t in templates])
+    text = F.normalize(text.mean(0), dim=-1)
+    label = torch.tensor([classes[name] for name in names], device=device)
+
+    cosines = image @ text.T
+    right = cosines.topk(min(5, len(classes)), dim=1).indices == label[:, None]
+    pairs = zip(image.split(batch_size), text[label].split(batch_size), strict=True)
+    losses = [contrastive_loss(*pair, model.logit_scale.exp()) * len(pair[0]) for pair in pairs]
+    return Validation(
+        loss=float(sum(losses)) / len(image),
+        image_top1=right[:, 0].float().mean().item(),
+        image_top5=right.any(1).float().mean().item(),
+        text_top1=(label[cosines.argmax(0)] == torch.arange(len(classes), device=device)).float().mean().item(),
+    )
+
+
+def embed_texts(model: CLIP, texts: list[str], batch_size: int) -> Tensor:
+    """Unit embeddings [N, E], float32."""
+    tokens = tokenize_short(texts, model.context_length).to(model.logit_scale.device)
+    return torch.cat([model.encode_text(part, normalize=True).float() for part in tokens.split(batch_size)])
