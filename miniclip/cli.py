@@ -9,9 +9,10 @@ from pathlib import Path
 
 import torch
 
-from miniclip.config import MODELS, CLIPConfig
+from miniclip.config import ACTIVATIONS, MODELS, CLIPConfig
 
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+ACTIVATION = "of a file that can't say (default: quick_gelu, OpenAI's)"
 FORMATS = "x.safetensors; x.pt, a state dict as openai/CLIP reads it; or x, a new Hugging Face directory"
 DATASETS = "a .json, .jsonl or .csv list of pictures and captions, the name first; or a folder of CLASS NAME/PICTURE"
 TEMPLATES = "a prompt with {} for the name, or imagenet, imagenet-7, cifar or pictograms; may be repeated (default: {})"
@@ -44,8 +45,9 @@ def _parser() -> argparse.ArgumentParser:
 
     model = argparse.ArgumentParser(add_help=False)
     model.add_argument("--model", default="ViT-B/32", help="a name from `miniclip models`, or a file or directory")
-    model.add_argument("--device", help="cpu, cuda, ... (default: CUDA where there is one)")
+    model.add_argument("--device", type=_device, help="cpu, cuda, ... (default: CUDA where there is one)")
     model.add_argument("--dtype", choices=DTYPES, help="of the arithmetic (default: float16 on CUDA, else float32)")
+    model.add_argument("--activation", choices=ACTIVATIONS, help=ACTIVATION)
 
     command = commands.add_parser("models", help="list the models that can be loaded by name")
     command.add_argument("--json", action="store_true")
@@ -62,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("embed", parents=[model], help="unit embeddings of pictures and texts, to a file")
     command.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="pictures, folders of them, .txt files")
     command.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.safetensors")
-    command.add_argument("--batch-size", type=int, default=32)
+    command.add_argument("--batch-size", type=_positive, default=32, help="pictures at a time (default: 32)")
     command.set_defaults(command=embed)
 
     command = commands.add_parser("evaluate", parents=[model], help="zero-shot accuracy and retrieval on a data set")
@@ -79,9 +81,22 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("convert", help="rewrite a checkpoint in another format, its values unchanged")
     command.add_argument("input", metavar="IN", help="a name from `miniclip models`, or a file or directory")
     command.add_argument("output", type=Path, metavar="OUT", help=FORMATS)
-    command.add_argument("--activation", choices=("quick_gelu", "gelu"), help="of a file that can't say")
+    command.add_argument("--activation", choices=ACTIVATIONS, help=ACTIVATION)
     command.set_defaults(command=convert)
     return parser
+
+
+def _device(name: str) -> torch.device:
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # the latter from a PyTorch without CUDA
+        raise argparse.ArgumentTypeError(str(error).splitlines()[0]) from None
+
+
+def _positive(number: str) -> int:
+    if not number.isdecimal() or int(number) == 0:
+        raise argparse.ArgumentTypeError(f"{number!r} is not a number from 1")
+    return int(number)
 
 
 def models(options: argparse.Namespace) -> int:
@@ -90,8 +105,8 @@ def models(options: argparse.Namespace) -> int:
 
     rows = []
     for name, config in [*MODELS.items(), *((name, open_checkpoint(name)[0]) for name in EMBEDDED)]:
-        path = EMBEDDED[name] if name in EMBEDDED else cached(name)
-        rows.append({"name": name, **_sizes(config), "file": path and str(path)})
+        file = "comes with miniclip" if name in EMBEDDED else cached(name)
+        rows.append({"name": name, **_sizes(config), "file": file and str(file)})
     if options.json:
         print(json.dumps(rows, indent=2))
         return 0
@@ -104,10 +119,9 @@ def models(options: argparse.Namespace) -> int:
 
 def _sizes(config: CLIPConfig) -> dict[str, int]:
     """What a model of this config amounts to; bytes as OpenAI stores it, half precision where the models allow."""
-    from miniclip.models import CLIP, convert_weights
+    from miniclip.weights.load import blank_model
 
-    with torch.device("meta"):
-        model = convert_weights(CLIP(config), torch.float16)
+    model = blank_model(config, torch.float16)
     return {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "pixels": config.preprocess.image_size,
@@ -118,7 +132,7 @@ def _sizes(config: CLIPConfig) -> dict[str, int]:
 def classify(options: argparse.Namespace) -> int:
     from miniclip.embed import embed_images, embed_texts
 
-    labels = [label.strip() for label in options.labels.split(",") if label.strip()]
+    labels = list(dict.fromkeys(label.strip() for label in options.labels.split(",") if label.strip()))
     if not labels:
         raise UsageError("--labels is empty; expected labels separated by commas")
     if "{}" not in options.template:
@@ -174,7 +188,11 @@ def embed(options: argparse.Namespace) -> int:
 
     if options.output.suffix != ".safetensors":
         raise UsageError(f"--output is {options.output}; expected a name that ends in .safetensors")
+    if not options.output.parent.is_dir():
+        raise UsageError(f"--output is {options.output}; there is no folder {options.output.parent}")
     images, texts = _inputs(options.paths)
+    if not images and not texts:
+        raise UsageError(f"there are no pictures or lines of text in {', '.join(map(str, options.paths))}")
     model, preprocess = _load(options)
     tensors, metadata = {}, {"model": str(options.model)}
     rejected = []
@@ -254,7 +272,7 @@ def convert(options: argparse.Namespace) -> int:
 def _load(options: argparse.Namespace):
     from miniclip.weights import load
 
-    return load(options.model, device=options.device, dtype=DTYPES.get(options.dtype))
+    return load(options.model, options.device, dtype=DTYPES.get(options.dtype), activation=options.activation)
 
 
 def _report(rejected: list[str], total: int) -> int:

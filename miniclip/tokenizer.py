@@ -200,9 +200,10 @@ def tokenize(texts: str | Iterable[str], context_length: int = 77, truncate: boo
     for i, row in enumerate(rows):
         if len(row) > context_length:
             if not truncate:
+                which = f"text {i} of {len(rows)}" if len(rows) > 1 else "the text"
                 raise RuntimeError(
-                    f"text {i} of {len(rows)} needs {len(row)} tokens, start and end included, but {context_length} fit"
-                    f": {texts[i]!r:.80}; shorten it, or cut it with truncate=True, which keeps the end token"
+                    f"{which} needs {len(row)} tokens, start and end included, but {context_length} fit: "
+                    f"{texts[i]!r:.80}; shorten it, or cut it with truncate=True, which keeps the end token"
                 )
             del row[context_length:]
             row[-1] = END

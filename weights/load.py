@@ -19,11 +19,11 @@ from miniclip.weights.files import read_file
 from miniclip.weights.infer import check_names, infer_config
 from miniclip.weights.names import Converted, layout_of, to_canonical
 
-EMBEDDED = {"tiny-ViT": "tiny-ViT.safetensors.gz", "tiny-RN": "tiny-RN.safetensors.gz"}
+EMBEDDED = {"tiny-ViT": "tiny-ViT.safetensors.gz"}  # comes with the package
 
 
 def available_models() -> list[str]:
-    """The names that `load` takes: OpenAI's nine models, then the ones that come with the package."""
+    """The names that `load` takes: OpenAI's nine models, then what comes with the package."""
     return [*MODELS, *EMBEDDED]
 
 
@@ -81,8 +81,7 @@ def build_model(
     """
     if config is None:
         config = infer_config(shapes_of(state_dict))
-    with torch.device("meta"), _Uninitialized():  # shapes without memory or values, which the tensors bring
-        model = convert_weights(CLIP(config), dtype)
+    model = blank_model(config, dtype)
     targets = model.state_dict()
     check_names(shapes_of(targets), shapes_of(state_dict))
     copies = {}
@@ -95,8 +94,14 @@ def build_model(
     return model.eval()
 
 
+def blank_model(config: CLIPConfig, dtype: torch.dtype) -> CLIP:
+    """A model on PyTorch's meta device: shapes and dtypes, without memory or values."""
+    with torch.device("meta"), _Uninitialized():
+        return convert_weights(CLIP(config), dtype)
+
+
 class _Uninitialized(TorchFunctionMode):
-    """Inside it, the functions of torch.nn.init do nothing. On meta tensors some cost seconds: they import a compiler."""
+    """Inside it, torch.nn.init does nothing. On meta tensors some of it costs seconds, because it imports a compiler."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if getattr(function, "__module__", None) == "torch.nn.init":

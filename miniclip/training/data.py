@@ -98,11 +98,11 @@ def existing(examples: list[Example]) -> tuple[list[Example], list[str]]:
 
 
 def batch_order(names: list[str], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
-    """Split a shuffle of range(len(names)) into full batches that hold each name at most once, where that is possible.
+    """Split a shuffle of range(len(names)) into full batches that hold each name once, as far as one pass manages.
 
     Two pictures of one name in a batch would be called each other's negatives. Each picture, in shuffled order, goes
-    to the first batch with room that lacks its name. What is left over fills up, regardless of names, the batches that
-    are not full; of the last ones as many are left out as cannot be filled.
+    to the first batch with room that lacks its name. Pictures left over then fill what room there is, whatever their
+    names; the last, which fill no batch, sit this epoch out.
     """
     shuffled = torch.randperm(len(names), generator=generator(seed, epoch)).tolist()
     batches: list[list[int]] = [[] for _ in range(len(names) // batch_size)]

@@ -44,7 +44,7 @@ def plot(log: Path, image: Path) -> None:
     for axes in (loss, accuracy, rate, scale):
         axes.grid(alpha=0.3)
         if axes.has_data():
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(0, 1.08 * max(max(curve.get_ydata()) for curve in axes.get_lines()) or 1)
         if len(axes.get_lines()) > 1:
             axes.legend()
     write_atomically(image, lambda file: figure.savefig(file, format="png", dpi=110))

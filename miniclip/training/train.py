@@ -1,9 +1,9 @@
 """`miniclip train`: from options to a trained model.
 
-    miniclip train --create-synthetic --epochs 3 --model-size tiny
-    miniclip train pictures.json --val held-out.json --model-size small --output runs/small
-    miniclip train pictures.csv --from ViT-B/32 --lr 1e-5 --layer-decay 0.8 --epochs 3
-    torchrun --nproc-per-node=8 -m miniclip train "shards-{0000..0999}.tar" --steps 100000 --batch-size 4096
+miniclip train --create-synthetic --epochs 3 --model-size tiny
+miniclip train pictures.json --val held-out.json --model-size small --output runs/small
+miniclip train pictures.csv --from ViT-B/32 --lr 1e-5 --layer-decay 0.8 --epochs 3
+torchrun --nproc-per-node=8 -m miniclip train "shards-{0000..0999}.tar" --steps 100000 --batch-size 4096
 """
 
 from __future__ import annotations
@@ -93,7 +93,9 @@ def complete(options: TrainOptions) -> TrainOptions:
     if options.start_from and options.model_size:
         raise ValueError(f"got --from {options.start_from} and --model-size {options.model_size}; expected one of them")
     if options.batch_size % world or options.batch_size < 2 * world:
-        raise ValueError(f"--batch-size {options.batch_size} can't be shared evenly by {world} processes, 2 or more to each")
+        raise ValueError(
+            f"--batch-size {options.batch_size} can't be shared evenly by {world} processes, 2 or more to each"
+        )
     if options.chunk and world > 1:
         raise ValueError("--chunk is for one process; with several, each already holds only its own rows of the logits")
     if is_shards(options.data) and not options.steps:
@@ -132,9 +134,7 @@ def new_model(options: TrainOptions) -> CLIP:
     return model
 
 
-def open_data(
-    options: TrainOptions, config: CLIPConfig, report: Reporter
-) -> tuple[Epochs | Shards, Pictures | None]:
+def open_data(options: TrainOptions, config: CLIPConfig, report: Reporter) -> tuple[Epochs | Shards, Pictures | None]:
     """What to train on, and the pictures to validate on, if any."""
     size = config.preprocess.image_size
     margin = round(size * MARGIN)
