@@ -61,9 +61,7 @@ def test_the_colour_of_transparent_pixels_never_shows(name):
     hidden[:, :3, :10] = 255 - hidden[:, :3, :10]
     shown = images.clone()
     shown[:, :3, 10:20] = 255 - shown[:, :3, 10:20]
-    pixels, same, other = (
-        augment.AUGMENTATIONS[name](x, 40, names(6), generator(0)) for x in (images, hidden, shown)
-    )
+    pixels, same, other = (augment.AUGMENTATIONS[name](x, 40, names(6), generator(0)) for x in (images, hidden, shown))
     assert torch.equal(pixels, same)
     assert not torch.equal(pixels, other)
 

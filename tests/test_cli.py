@@ -71,8 +71,8 @@ def test_classify(model, capsys):
 
 def test_classify_prints_the_likeliest_first(model, capsys):
     labels = ["dog", "guitar", "pizza"]
-    command = ["classify", PICTURES[0], "--labels", ",".join(labels), "--template", "a photo of a {}.", "--model", model]
-    assert main(command) == 0
+    options = ["--labels", ",".join(labels), "--template", "a photo of a {}.", "--model", model]
+    assert main(["classify", PICTURES[0], *options]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == PICTURES[0]
     expected = probabilities(model, PICTURES[0], [f"a photo of a {label}." for label in labels])

@@ -15,7 +15,15 @@ import numpy as np
 import pytest
 import torch
 
-from miniclip.config import MODELS, CLIPConfig, PreprocessConfig, ResNetConfig, TextConfig, ViTConfig, openai_transformer
+from miniclip.config import (
+    MODELS,
+    CLIPConfig,
+    PreprocessConfig,
+    ResNetConfig,
+    TextConfig,
+    ViTConfig,
+    openai_transformer,
+)
 from miniclip.models import CLIP
 from miniclip.training import cifar, fast
 from miniclip.training.checkpoint import export_weights, load_checkpoint, save_checkpoint, write_atomically
@@ -50,7 +58,9 @@ def parse(*arguments):
 def test_arguments_become_options():
     assert parse() == TrainOptions()
     options = parse("list.json", "--from", "RN50", "--lr", "1e-5", "--freeze", "image", "--freeze-batchnorm")
-    assert options == TrainOptions(data="list.json", start_from="RN50", lr=1e-5, freeze=("image",), freeze_batchnorm=True)
+    assert options == TrainOptions(
+        data="list.json", start_from="RN50", lr=1e-5, freeze=("image",), freeze_batchnorm=True
+    )
     assert parse("--template", "a {}", "--template", "{}", "--batch-size", "8").template == ("a {}", "{}")
 
 
@@ -186,7 +196,7 @@ def test_changed_modules_compute_the_same(change, config):
 
 
 def test_a_wrong_factor_would_be_seen(monkeypatch):
-    model, images, text = model_and_inputs()
+    model, images, _ = model_and_inputs()
     before = model.encode_image(images)
     fast.fuse_quick_gelu(model)
     torch.testing.assert_close(before, model.encode_image(images))
@@ -221,7 +231,10 @@ def test_weights_that_are_not_finite_are_named(name, cause):
 def test_activations_and_gradients_that_are_not_finite_are_named():
     model, images, text = model_and_inputs()
     assert explain(model, images * math.inf, text) == "the pixels"
-    assert explain(model, images * 1e38, text) == "the output of visual.conv1, on the way to the image embeddings"
+    assert (
+        explain(model, torch.full_like(images, 3e38), text)
+        == "the output of visual.conv1, on the way to the image embeddings"
+    )
     model.ln_final.weight.grad = torch.full((64,), math.inf)
     assert explain(model, images, text).startswith("the gradient of ln_final.weight")
     model.ln_final.weight.grad = None
@@ -241,7 +254,9 @@ def test_a_loss_that_stays_at_chance_is_told_once(tmp_path, capsys):
     assert said.count("the loss stays at ln B = 4.159") == 1
 
 
-@pytest.mark.parametrize(("loss", "steps", "speaks"), [(3.9, 300, True), (4.16, STUCK_AFTER - 1, True), (4.16, 300, False)])
+@pytest.mark.parametrize(
+    ("loss", "steps", "speaks"), [(3.9, 300, True), (4.16, STUCK_AFTER - 1, True), (4.16, 300, False)]
+)
 def test_a_loss_that_moves_is_not(tmp_path, capsys, loss, steps, speaks):
     report = Reporter(tmp_path, speaks, batch_size=64)
     for _ in range(steps):
@@ -367,7 +382,7 @@ def test_a_shape_has_its_colour_and_area(color, shape):
 class Python2Pickler(pickle._Pickler):
     """Writes byte strings and strings alike as Python 2's str, as the published files have them."""
 
-    dispatch = dict(pickle._Pickler.dispatch)
+    dispatch = dict(pickle._Pickler.dispatch)  # noqa: RUF012
 
     def save_bytes(self, data):
         data = data.encode() if isinstance(data, str) else data
