@@ -190,6 +190,31 @@ def test_every_wrong_tensor_is_listed(vit):
         assert line in str(error.value)
 
 
+def test_the_error_names_the_file(vit, tmp_path):
+    vit = dict(vit)
+    torch.save({"weight": torch.zeros(3)}, tmp_path / "other.pt")
+    with pytest.raises(CheckpointError, match=r"other\.pt: tensor text_projection is missing"):
+        load(tmp_path / "other.pt")
+    del vit["ln_final.bias"]
+    save_file(vit, tmp_path / "part.safetensors")
+    with pytest.raises(CheckpointError, match=r"part\.safetensors: (.|\n)*ln_final\.bias \[64\]"):
+        load(tmp_path / "part.safetensors")
+    with pytest.raises(CheckpointError, match=r"ln_final\.bias \[64\]"):
+        save_checkpoint(*open_checkpoint(tmp_path / "part.safetensors"), tmp_path / "out.pt")
+    assert not (tmp_path / "out.pt").exists()
+
+
+def test_no_file_runs_code(tmp_path):
+    class Call:
+        def __reduce__(self):
+            return open, (str(tmp_path / "canary"), "w")
+
+    torch.save({"weight": Call()}, tmp_path / "hostile.pt")
+    with pytest.raises(CheckpointError, match=r"hostile\.pt: refused io\.open"):
+        load(tmp_path / "hostile.pt")
+    assert not (tmp_path / "canary").exists()
+
+
 def test_names():
     assert available_models()[:2] == ["RN50", "RN101"]
     assert "ViT-L/14@336px" in available_models()

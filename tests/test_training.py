@@ -255,7 +255,7 @@ def test_a_loss_that_stays_at_chance_is_told_once(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("loss", "steps", "speaks"), [(3.9, 300, True), (4.16, STUCK_AFTER - 1, True), (4.16, 300, False)]
+    ("loss", "steps", "speaks"), [(4.0, 300, True), (4.16, STUCK_AFTER - 1, True), (4.16, 300, False)]
 )
 def test_a_loss_that_moves_is_not(tmp_path, capsys, loss, steps, speaks):
     report = Reporter(tmp_path, speaks, batch_size=64)

@@ -135,7 +135,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(options, tmp_path, monke
 
 def test_a_run_killed_at_any_moment_goes_on_to_the_same_weights(options, tmp_path):
     """SIGKILL, for real, somewhere in a step or while a checkpoint is being written, which is most of the time here."""
-    options = replace(options, steps=40, save_every=1, val_every=40)
+    options = replace(options, steps=20, save_every=1, val_every=20)
     train(options)
     killed = replace(options, output=str(tmp_path / "killed"))
     process = subprocess.Popen([sys.executable, "-c", COMMAND, *arguments(killed)], stderr=subprocess.PIPE)
@@ -144,7 +144,7 @@ def test_a_run_killed_at_any_moment_goes_on_to_the_same_weights(options, tmp_pat
         assert process.poll() is None, process.stderr.read().decode()
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    time.sleep(0.3)
+    time.sleep(0.2)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL

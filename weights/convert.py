@@ -13,6 +13,8 @@ from torch import Tensor
 from miniclip.config import CLIPConfig
 from miniclip.weights import huggingface
 from miniclip.weights.errors import CheckpointError
+from miniclip.weights.infer import check_names
+from miniclip.weights.load import blank_model, shapes_of
 
 
 def save_checkpoint(config: CLIPConfig, tensors: Mapping[str, Tensor], path: str | Path) -> None:
@@ -21,6 +23,7 @@ def save_checkpoint(config: CLIPConfig, tensors: Mapping[str, Tensor], path: str
     path: ends in .safetensors, or in .pt or .pth for a state dict that torch.load and openai/CLIP read; without a
     suffix it is a new Hugging Face directory, which states the config too.
     """
+    check_names(shapes_of(blank_model(config, torch.float32).state_dict()), shapes_of(tensors))
     path = Path(path)
     if path.suffix == ".safetensors":
         save_tensors(tensors, path)

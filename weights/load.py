@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -64,7 +65,8 @@ def load(
         dtype = torch.float16 if device.type == "cuda" else torch.float32
 
     config, tensors = open_checkpoint(name, download_root, activation)
-    return build_model(tensors, config, dtype=dtype, device=device), Preprocess(config.preprocess)
+    with _naming(name):
+        return build_model(tensors, config, dtype=dtype, device=device), Preprocess(config.preprocess)
 
 
 def build_model(
@@ -101,7 +103,7 @@ def blank_model(config: CLIPConfig, dtype: torch.dtype) -> CLIP:
 
 
 class _Uninitialized(TorchFunctionMode):
-    """Inside it, torch.nn.init does nothing. On meta tensors some of it costs seconds, because it imports a compiler."""
+    """Inside it, torch.nn.init does nothing. On meta tensors some of it costs seconds: it imports a compiler."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if getattr(function, "__module__", None) == "torch.nn.init":
@@ -121,14 +123,16 @@ def open_checkpoint(
     elif path.is_dir():
         raise CheckpointError(f"{path} is a directory without config.json or open_clip_config.json: name a file in it")
     else:
-        tensors = _canonical(read_file(path))
-        return infer_config(shapes_of(tensors), activation or "quick_gelu"), tensors
+        with _naming(path):
+            tensors = _canonical(read_file(path))
+            return infer_config(shapes_of(tensors), activation or "quick_gelu"), tensors
 
     config = directory.read_config(path)
     stated = {tower.transformer.activation for tower in (config.vision, config.text) if hasattr(tower, "transformer")}
     if activation is not None and stated != {activation}:
         raise CheckpointError(f"{path} states {' and '.join(sorted(stated))}, not {activation}: leave activation= out")
-    return config, _canonical(read_file(directory.weight_file(path)))
+    with _naming(path):
+        return config, _canonical(read_file(directory.weight_file(path)))
 
 
 def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
@@ -147,6 +151,15 @@ def _locate(name: str | Path, download_root: str | Path | None) -> Path:
         models = ", ".join(available_models())
         raise CheckpointError(f"{name} is neither a file or directory nor one of the models: {models}")
     return Path(name)
+
+
+@contextmanager
+def _naming(path: str | Path) -> Iterator[None]:
+    """Let every CheckpointError say which file it is about."""
+    try:
+        yield
+    except CheckpointError as fault:
+        raise CheckpointError(fault if str(path) in str(fault) else f"{path}: {fault}") from None
 
 
 def _canonical(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
