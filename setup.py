@@ -5,6 +5,8 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 PLOT = ["matplotlib"]
+PICTOGRAMS = ["resvg-py>=0.5"]
+WEBDATASET = ["webdataset"]
 
 setup(
     name="miniclip",
@@ -17,7 +19,7 @@ setup(
     python_requires=">=3.10",
     packages=[*find_packages(include=["miniclip", "miniclip.*"]), "miniclip.kernels", "miniclip.weights"],
     package_dir={"miniclip.kernels": "kernels", "miniclip.weights": "weights"},
-    package_data={"miniclip": ["*.txt.gz"], "miniclip.weights": ["*.safetensors", "*.md"]},
+    package_data={"miniclip": ["*.txt.gz"], "miniclip.weights": ["*.safetensors.gz", "*.md"]},
     install_requires=[
         "torch>=2.11",
         "numpy",
@@ -27,6 +29,11 @@ setup(
         "safetensors",
         "tqdm",
     ],
-    extras_require={"plot": PLOT, "test": ["pytest", "hypothesis", "ruff", "setuptools>=77", *PLOT]},
+    extras_require={
+        "plot": PLOT,
+        "pictograms": PICTOGRAMS,
+        "webdataset": WEBDATASET,
+        "test": ["pytest", "hypothesis", "ruff", "setuptools>=77", *PLOT, *PICTOGRAMS, *WEBDATASET],
+    },
     entry_points={"console_scripts": ["miniclip=miniclip.cli:main"]},
 )

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from miniclip.config import ACTIVATIONS, MODELS, CLIPConfig
+from miniclip.training.options import add_arguments as add_train_arguments
 
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 ACTIVATION = "of a file that can't say (default: quick_gelu, OpenAI's)"
@@ -36,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 class UsageError(Exception):
-    """Arguments that make no sense together, or a missing extra."""
+    """What was asked for can't be done; the message says why."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -77,6 +78,10 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--plot", type=Path, metavar="FILE", help="draw some right and some wrong answers")
     command.add_argument("--seed", type=int, default=0, help="which answers are drawn (default: 0)")
     command.set_defaults(command=evaluate)
+
+    command = commands.add_parser("train", help="train a CLIP from scratch, or fine-tune one")
+    add_train_arguments(command)
+    command.set_defaults(command=train)
 
     command = commands.add_parser("convert", help="rewrite a checkpoint in another format, its values unchanged")
     command.add_argument("input", metavar="IN", help="a name from `miniclip models`, or a file or directory")
@@ -257,6 +262,18 @@ def _check_plot(output: Path) -> None:
         raise UsageError(f"--plot is {output}; expected a name that ends in .png, .svg or .pdf")
     if not output.parent.is_dir():
         raise UsageError(f"--plot is {output}; there is no folder {output.parent}")
+
+
+def train(options: argparse.Namespace) -> int:
+    from miniclip.training.diverged import TrainingDivergedError
+    from miniclip.training.options import options_from
+    from miniclip.training.train import train as run
+
+    try:
+        run(options_from(options))
+    except (ValueError, FileNotFoundError, ImportError, TrainingDivergedError) as error:
+        raise UsageError(str(error)) from error
+    return 0
 
 
 def convert(options: argparse.Namespace) -> int:

@@ -9,6 +9,7 @@ from miniclip.config import PreprocessConfig, ViTConfig, openai_transformer
 from miniclip.models.vit import VisionTransformer
 from miniclip.training import augment
 from miniclip.training.data import generator
+from miniclip.training.whiten import whiten_patches
 
 
 def pictures(count=6, side=40, seed=0):
@@ -128,3 +129,35 @@ def test_patch_dropout_keeps_the_class_token_and_some_patches():
     dropout.rng = None
     assert torch.equal(visual(images), whole)
     assert lengths == [17, 5, 5, 17]
+
+
+def test_pictogram_without_strength_only_mirrors():
+    images = torch.randint(256, (40, 4, 32, 32), generator=generator(0), dtype=torch.uint8)
+    plain = augment.none(images, 32, names(40), generator(0))
+    still = augment.pictogram(images, 32, names(40, "left"), generator(1), strength=0.0)
+    torch.testing.assert_close(still, plain, atol=1e-5, rtol=0)
+    mirrored = augment.pictogram(images, 32, names(40), generator(1), strength=0.0)
+    same = torch.isclose(mirrored, plain, atol=1e-5).flatten(1).all(1)
+    flipped = torch.isclose(mirrored, plain.flip(-1), atol=1e-5).flatten(1).all(1)
+    assert (same ^ flipped).all()
+    assert 8 < same.sum() < 32
+
+
+def test_whitened_patches_see_what_varies_little():
+    """On pictures that are nearly flat a random patch embedding sees the mean; the whitened one also the rest."""
+    torch.manual_seed(0)
+    visual = VisionTransformer(ViTConfig(32, 8, openai_transformer(64, 1)), 8)
+    pixels = torch.randn(200, 3, 1, 1) + 0.05 * torch.randn(200, 3, 32, 32)
+
+    def rank(outputs):
+        """How many directions the outputs fill, as the exponential of their spectrum's entropy."""
+        outputs = outputs.flatten(2).transpose(1, 2).flatten(0, 1)
+        share = torch.linalg.svdvals(outputs - outputs.mean(0)) ** 2
+        share = share / share.sum()
+        return (-share * share.log()).sum().exp().item()
+
+    before = visual.conv1(pixels).detach()
+    whiten_patches(visual, pixels)
+    after = visual.conv1(pixels).detach()
+    assert rank(after) > 1.5 * rank(before)
+    assert after.std().item() == pytest.approx(0.5, rel=0.05)

@@ -138,6 +138,7 @@ def test_convert(model, tmp_path):
         (["embed", PICTURES[0], "-o", "x.npy"], "ends in .safetensors"),
         (["embed", PICTURES[0], "-o", "nowhere/x.safetensors"], "there is no folder nowhere"),
         (["embed", str(Path(__file__).parent / "conformance"), "-o", "x.safetensors"], "no pictures or lines of text"),
+        (["train"], "no data to train on"),
         (["convert", "nothing.pt", "x"], "nothing.pt is neither a file or directory"),
     ],
 )
@@ -158,5 +159,5 @@ def test_bad_options(option, capsys):
 
 def test_python_m_miniclip():
     done = subprocess.run([sys.executable, "-m", "miniclip", "--help"], capture_output=True, text=True, check=True)
-    for command in ("models", "classify", "embed", "evaluate", "convert"):
+    for command in ("models", "classify", "embed", "evaluate", "train", "convert"):
         assert command in done.stdout

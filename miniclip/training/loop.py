@@ -28,6 +28,7 @@ from miniclip.training.options import TrainOptions
 from miniclip.training.report import Reporter
 from miniclip.training.shards import Shards
 from miniclip.training.validate import tokenize_short, validate
+from miniclip.training.whiten import whiten_patches
 
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 MAY_CHANGE = {"steps", "epochs", "workers", "threads", "log_every", "val_every", "save_every", "output", "download"}
@@ -76,6 +77,12 @@ class Trainer:
         bar.close()
         self.report.finish()
 
+    def whiten_patches(self) -> None:
+        """Start the ViT's patch embedding from what the first few batches look like."""
+        batches = enumerate(self.source.batches(0, min(8, self.total)))
+        pixels = [self.prepare(batch, generator(self.options.seed, step, rank()))[0] for step, batch in batches]
+        whiten_patches(self.model.visual, torch.cat(pixels))
+
     def step(self, batch: Batch) -> dict:
         """One optimizer step; returns what to log about it. Raises TrainingDivergedError for NaN and infinity."""
         options = self.options
@@ -103,6 +110,8 @@ class Trainer:
         """Augmented, normalised pixels [N, 3, R, R] and token ids [N, L] on the device; how many texts are repeated."""
         options, config = self.options, self.model.config.preprocess
         change = augment.AUGMENTATIONS[options.augment]
+        if options.augment == "pictogram":
+            change = partial(change, strength=options.augment_strength)
         pixels = change(batch.pixels.to(self.device), config.image_size, batch.captions, rng)
         texts = choose_captions(batch.captions, options.template, options.first_caption, rng)
         repeated = self.report.watch_texts(texts)
@@ -172,7 +181,7 @@ class Trainer:
             export_weights(self.model, self.output / "last.safetensors")
 
     def resume(self) -> None:
-        """Go on from the output folder's checkpoint, if there is one."""
+        """Go on from the output folder's checkpoint, if there is one, else make what is left to make of the start."""
         path = self.output / "checkpoint.pt"
         if path.exists():
             state = load_checkpoint(path)
@@ -185,3 +194,5 @@ class Trainer:
             self.scaler.load_state_dict(state["scaler"])
             self.done, self.best = state["done"], state["best"]
             self.report.say(f"going on from {path}, after step {self.done} of {self.total}")
+        elif self.options.whiten_patches:
+            self.whiten_patches()

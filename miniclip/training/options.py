@@ -28,6 +28,7 @@ class TrainOptions:
     freeze: tuple[str, ...] = _option((), "keep this tower as it is", action="append", choices=("image", "text"))
     freeze_batchnorm: bool = _option(False, "keep BatchNorms' statistics, gains and biases as they are")
     layer_decay: float = _option(1.0, "learning rate of each layer relative to that of the layer after it")
+    whiten_patches: bool = _option(False, "start a ViT's patch embedding from principal components of the pictures")
     patch_dropout: float = _option(0.0, "hide this fraction of a ViT's patches from it in each training step")
 
     epochs: int = _option(10, "passes over the data")
@@ -43,6 +44,7 @@ class TrainOptions:
     precision: str = _option("fp32", "of the arithmetic; the weights are always float32", choices=PRECISIONS)
 
     augment: str = _option("", "none, photo, cifar, or pictogram: drawings on a transparent ground (default: photo)")
+    augment_strength: float = _option(1.0, "how much pictogram changes, from 0")
     template: tuple[str, ...] = _option((), "what a caption is put into, at {}; may be repeated", action="append")
     first_caption: float = _option(0.0, "how often to take a picture's first caption rather than any of its captions")
 

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from miniclip.config import CLIPConfig
 from miniclip.models import CLIP
 from miniclip.training import cifar, distributed
+from miniclip.training.augment import AUGMENTATIONS
 from miniclip.training.data import Epochs, Pictures, existing, read_examples
 from miniclip.training.fast import checkpoint_activations, fuse_quick_gelu
 from miniclip.training.loop import Trainer
@@ -102,6 +103,8 @@ def complete(options: TrainOptions) -> TrainOptions:
         raise ValueError("tar shards do not tell how many pictures they hold; expected --steps")
     if not all("{}" in template for template in options.template):
         raise ValueError(f"--template is {options.template}; expected {{}} where the caption goes")
+    if options.augment and options.augment not in AUGMENTATIONS:
+        raise ValueError(f"--augment is {options.augment!r}; expected one of {', '.join(AUGMENTATIONS)}")
     cifar10 = is_cifar10(options.data)
     if cifar10 and options.download and distributed.is_main():
         cifar.download_cifar10(Path(options.data))

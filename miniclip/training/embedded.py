@@ -1,0 +1,52 @@
+"""Making a trained model small enough to come with a package.
+
+    python -m miniclip.training.embedded runs/vit/last.safetensors train.json tiny-ViT.safetensors.gz
+
+For a small model most of a CLIP's file is the embedding of 49,408 tokens, of which its captions have used a few
+thousand. The others are as random as they began. Set to zero they compress to nothing.
+"""
+
+from __future__ import annotations
+
+import gzip
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+
+from miniclip.models import CLIP
+from miniclip.tokenizer import tokenize
+from miniclip.training.checkpoint import write_atomically
+from miniclip.training.data import read_examples
+from miniclip.weights.load import load
+
+
+@torch.no_grad()
+def forget_unused_tokens(model: CLIP, texts: list[str]) -> int:
+    """Zero the embedding of every token that `texts` do not hold, in place; returns how many are left. The model's
+    embeddings of these texts do not change."""
+    used = tokenize(texts, model.context_length, truncate=True).unique().long()
+    kept = torch.zeros_like(model.token_embedding.weight)
+    kept[used] = model.token_embedding.weight[used]
+    model.token_embedding.weight.copy_(kept)
+    return len(used)
+
+
+def export_embedded(model: CLIP, path: Path) -> None:
+    """Write the weights as float16 safetensors, compressed; the same weights give the same bytes."""
+    half = {name: x.half().contiguous() if x.is_floating_point() else x for name, x in model.state_dict().items()}
+    write_atomically(path, lambda file: file.write_bytes(gzip.compress(save(half), mtime=0)))
+
+
+def main(weights: str, pictures: str, output: str, *templates: str) -> None:
+    """Shrink the model in the file `weights`, trained on the list `pictures` with `templates` besides "{}"."""
+    model, _ = load(weights, device="cpu", dtype=torch.float32)
+    captions = {caption for example in read_examples(Path(pictures)) for caption in example.captions}
+    kept = forget_unused_tokens(model, [t.replace("{}", c) for c in sorted(captions) for t in ("{}", *templates)])
+    export_embedded(model, Path(output))
+    print(f"{output}: {Path(output).stat().st_size:,} bytes, {kept:,} of {model.vocab_size:,} tokens")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
