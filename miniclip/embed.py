@@ -24,7 +24,7 @@ def embed_images(
     def encode(batch: list[Tensor]) -> Tensor:
         return model.encode_image(torch.stack(batch).to(model.logit_scale.device), normalize=True)
 
-    return _embed(model, paths, lambda path: preprocess(open_image(path)), encode, batch_size, "images")
+    return _embed(paths, lambda path: preprocess(open_image(path)), encode, batch_size, "images")
 
 
 def embed_texts(model: CLIP, texts: Sequence[str], batch_size: int = 256) -> tuple[Tensor, Rejected]:
@@ -35,19 +35,18 @@ def embed_texts(model: CLIP, texts: Sequence[str], batch_size: int = 256) -> tup
         longest = int(tokens.argmax(dim=-1).max()) + 1  # padding has no influence, and most texts are short
         return model.encode_text(tokens[:, :longest].to(model.logit_scale.device), normalize=True)
 
-    return _embed(model, texts, lambda text: tokenize(text, model.context_length), encode, batch_size, "texts")
+    return _embed(texts, lambda text: tokenize(text, model.context_length), encode, batch_size, "texts")
 
 
 @torch.inference_mode()
 def _embed(
-    model: CLIP,
     inputs: Sequence,
     prepare: Callable[..., Tensor],
     encode: Callable[[list[Tensor]], Tensor],
     batch_size: int,
     unit: str,
 ) -> tuple[Tensor, Rejected]:
-    embeddings = [torch.empty(0, model.visual.output_dim)]
+    embeddings: list[Tensor] = []
     rejected: Rejected = {}
     batch: list[Tensor] = []
     with tqdm(total=len(inputs), unit=f" {unit}", disable=None) as progress:
@@ -60,4 +59,4 @@ def _embed(
                 embeddings.append(encode(batch).float().cpu())
                 batch = []
             progress.update()
-    return torch.cat(embeddings), rejected
+    return torch.cat(embeddings) if embeddings else torch.empty(0, 0), rejected

@@ -175,7 +175,7 @@ def test_refused_preprocessor(tmp_path, case):
 
 
 def test_preprocessing_is_never_guessed(tmp_path):
-    with pytest.raises(CheckpointError, match=r"preprocessor_config\.json can't be read"):
+    with pytest.raises(CheckpointError, match=r"has no preprocessor_config\.json"):
         read_config(directory(tmp_path, preprocessor_config=None))
 
 

@@ -49,7 +49,10 @@ def cifar(images: Tensor, size: int, captions: Captions, rng: torch.Generator) -
     """Pad by an eighth on each side with black, crop at random, mirror half: the usual augmentation of CIFAR-10."""
     n, pad = len(images), size // 8
     if images.shape[-1] != size:
-        raise ValueError(f"the pictures are {images.shape[-1]} pixels wide, the model takes {size}; expected the same")
+        raise ValueError(
+            f"the pictures are {images.shape[-1]} pixels wide, the model takes {size}; expected the same: "
+            "--model-size cifar-resnet, or another augmentation, which resizes"
+        )
     padded = F.pad(images[:, :3], (pad,) * 4)
     offset = torch.randint(2 * pad + 1, (n, 2), generator=rng)
     along = torch.arange(size)

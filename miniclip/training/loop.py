@@ -169,16 +169,14 @@ class Trainer:
             if result.image_top1 > self.best:
                 self.best = result.image_top1
                 export_weights(self.model, self.output / "best.safetensors")
-        if dist.is_initialized():
-            dist.barrier()  # others would run into the timeout of their next gather, should this take long
 
     def save(self) -> None:
         if is_main():
             parts = {"model": self.model, "optimizer": self.optimizer, "scaler": self.scaler}
             state = {name: part.state_dict() for name, part in parts.items()}
             state |= {"done": self.done, "best": self.best, "options": asdict(self.options)}
-            save_checkpoint(state, self.output / "checkpoint.pt")
             export_weights(self.model, self.output / "last.safetensors")
+            save_checkpoint(state, self.output / "checkpoint.pt")  # last: what it has done is not done again
 
     def resume(self) -> None:
         """Go on from the output folder's checkpoint, if there is one, else make what is left to make of the start."""
@@ -190,7 +188,10 @@ class Trainer:
                 if before.get(name) != now[name]:
                     self.report.say(f"{path} was made with {name} = {before.get(name)!r}; going on with {now[name]!r}")
             self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            settings = [(group["lr_scale"], group["weight_decay"]) for group in self.optimizer.param_groups]
+            self.optimizer.load_state_dict(state["optimizer"])  # also brings the old settings back
+            for group, values in zip(self.optimizer.param_groups, settings, strict=True):
+                group["lr_scale"], group["weight_decay"] = values
             self.scaler.load_state_dict(state["scaler"])
             self.done, self.best = state["done"], state["best"]
             self.report.say(f"going on from {path}, after step {self.done} of {self.total}")

@@ -1,9 +1,11 @@
-"""`miniclip train`: from options to a trained model.
+"""`miniclip train`: from options to a trained model. For example:
 
-miniclip train --create-synthetic --epochs 3 --model-size tiny
-miniclip train pictures.json --val held-out.json --model-size small --output runs/small
-miniclip train pictures.csv --from ViT-B/32 --lr 1e-5 --layer-decay 0.8 --epochs 3
-torchrun --nproc-per-node=8 -m miniclip train "shards-{0000..0999}.tar" --steps 100000 --batch-size 4096
+    miniclip train --create-synthetic --epochs 3 --model-size tiny
+    miniclip train pictures.json --val held-out.json --model-size small --output runs/small
+    miniclip train pictures.csv --from ViT-B/32 --lr 1e-5 --layer-decay 0.8 --epochs 3
+    torchrun --nproc-per-node=8 -m miniclip train "shards-{0000..0999}.tar" --steps 100000 --batch-size 4096
+
+Between torchrun's processes the output folder must be shared: all go on from the same checkpoint.
 """
 
 from __future__ import annotations
@@ -111,7 +113,7 @@ def complete(options: TrainOptions) -> TrainOptions:
     return replace(
         options,
         template=options.template or (cifar.TEMPLATES if cifar10 else ("{}",)),
-        augment=options.augment or "photo",
+        augment=options.augment or ("cifar" if cifar10 else "photo"),
     )
 
 
