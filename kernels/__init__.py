@@ -1,4 +1,4 @@
 """Triton kernels, one operation a file. Imports torch and triton only.
 
-No kernel has been written yet: `load(..., backend="triton")` says so, and every operation of `miniclip.ops` runs in PyTorch.
+No kernel has been written yet. `load(..., backend="triton")` says so, and `miniclip.ops` runs everything in PyTorch.
 """
