@@ -14,7 +14,7 @@ from miniclip.training.whiten import whiten_patches
 
 def pictures(count=6, side=40, seed=0):
     """Noise, opaque in the middle."""
-    images = torch.randint(256, (count, 4, side, side), generator=generator(seed), dtype=torch.uint8)
+    images = torch.randint(256, (count, 4, side, side), generator=generator(seed, "test"), dtype=torch.uint8)
     images[:, 3] = 0
     images[:, 3, 10:-10, 10:-10] = 255
     return images
@@ -28,28 +28,28 @@ def names(count, name="apple"):
 def test_shape_range_and_determinism(name):
     images = pictures(side=32)
     change = augment.AUGMENTATIONS[name]
-    pixels = change(images, 32, names(6), generator(1))
+    pixels = change(images, 32, names(6), generator(1, "test"))
     assert pixels.shape == (6, 3, 32, 32)
     assert pixels.dtype == torch.float32
     assert pixels.min() >= 0
     assert pixels.max() <= 1
-    assert torch.equal(pixels, change(images, 32, names(6), generator(1)))
-    assert name == "none" or not torch.equal(pixels, change(images, 32, names(6), generator(2)))
+    assert torch.equal(pixels, change(images, 32, names(6), generator(1, "test")))
+    assert name == "none" or not torch.equal(pixels, change(images, 32, names(6), generator(2, "test")))
 
 
 @pytest.mark.parametrize("name", ["none", "photo", "pictogram"])
 def test_other_sizes(name):
-    assert augment.AUGMENTATIONS[name](pictures(), 24, names(6), generator(0)).shape == (6, 3, 24, 24)
+    assert augment.AUGMENTATIONS[name](pictures(), 24, names(6), generator(0, "test")).shape == (6, 3, 24, 24)
 
 
 def test_cifar_needs_the_models_size():
     with pytest.raises(ValueError, match="40 pixels wide, the model takes 24"):
-        augment.cifar(pictures(), 24, names(6), generator(0))
+        augment.cifar(pictures(), 24, names(6), generator(0, "test"))
 
 
 def test_none_is_the_picture_on_white():
     images = pictures()
-    pixels = augment.none(images, 40, names(6), generator(0))
+    pixels = augment.none(images, 40, names(6), generator(0, "test"))
     inside, outside = pixels[:, :, 10:-10, 10:-10], pixels[:, :, :10]
     torch.testing.assert_close(inside, images[:, :3, 10:-10, 10:-10] / 255, atol=1e-5, rtol=0)
     torch.testing.assert_close(outside, torch.ones_like(outside))
@@ -62,7 +62,9 @@ def test_the_colour_of_transparent_pixels_never_shows(name):
     hidden[:, :3, :10] = 255 - hidden[:, :3, :10]
     shown = images.clone()
     shown[:, :3, 10:20] = 255 - shown[:, :3, 10:20]
-    pixels, same, other = (augment.AUGMENTATIONS[name](x, 40, names(6), generator(0)) for x in (images, hidden, shown))
+    pixels, same, other = (
+        augment.AUGMENTATIONS[name](x, 40, names(6), generator(0, "test")) for x in (images, hidden, shown)
+    )
     assert torch.equal(pixels, same)
     assert not torch.equal(pixels, other)
 
@@ -70,7 +72,7 @@ def test_the_colour_of_transparent_pixels_never_shows(name):
 def test_cifar_crops_are_windows_of_the_padded_picture():
     images = torch.zeros(200, 4, 32, 32, dtype=torch.uint8)
     images[:, 0, 16, 15] = 255  # one red pixel
-    pixels = augment.cifar(images, 32, names(200), generator(0))
+    pixels = augment.cifar(images, 32, names(200), generator(0, "test"))
     places = pixels[:, 0].flatten(1).argmax(1)
     rows, columns = places // 32, places % 32
     assert pixels.sum() == 200
@@ -81,7 +83,7 @@ def left_halves(name, caption):
     """How much lies in the left half after augmentation, for 200 pictures that are black in the left half only."""
     images = torch.zeros(200, 4, 40, 40, dtype=torch.uint8)
     images[:, 3, :, :20] = 255
-    pixels = augment.AUGMENTATIONS[name](images, 40, names(200, caption), generator(0))
+    pixels = augment.AUGMENTATIONS[name](images, 40, names(200, caption), generator(0, "test"))
     return (pixels[:, :, :, :16].mean((1, 2, 3)) < pixels[:, :, :, 24:].mean((1, 2, 3))).float().mean().item()
 
 
@@ -93,7 +95,7 @@ def test_what_speaks_of_sides_is_never_mirrored():
 
 def test_pictogram_grounds_are_white_black_and_coloured():
     images = torch.zeros(400, 4, 16, 16, dtype=torch.uint8)
-    corners = augment.pictogram(images, 16, names(400), generator(0))[:, :, 0, 0]
+    corners = augment.pictogram(images, 16, names(400), generator(0, "test"))[:, :, 0, 0]
     assert (corners.amax(1) == 0).float().mean() > 0.04  # black, of any brightness
     assert ((corners.amax(1) - corners.amin(1)) > 0.2).float().mean() > 0.1
     assert (corners.amin(1) > 0.6).float().mean() > 0.3
@@ -102,7 +104,7 @@ def test_pictogram_grounds_are_white_black_and_coloured():
 def test_some_pictograms_lose_all_colour_and_most_do_not():
     images = torch.full((300, 4, 16, 16), 255, dtype=torch.uint8)
     images[:, 1:3] = 0
-    pixels = augment.pictogram(images, 16, names(300), generator(0))[:, :, 8, 8]
+    pixels = augment.pictogram(images, 16, names(300), generator(0, "test"))[:, :, 8, 8]
     grey = ((pixels.amax(1) - pixels.amin(1)) < 1e-5).float().mean()
     assert 0.05 < grey < 0.17
 
@@ -121,9 +123,9 @@ def test_patch_dropout_keeps_the_class_token_and_some_patches():
     dropout = augment.PatchDropout(visual, 0.75)
     images = torch.randn(2, 3, 32, 32)
     whole = visual(images)
-    dropout.rng = generator(0)
+    dropout.rng = generator(0, "test")
     part = visual(images)
-    dropout.rng = generator(0)
+    dropout.rng = generator(0, "test")
     assert torch.equal(visual(images), part)
     assert not torch.allclose(whole, part)
     dropout.rng = None
@@ -132,11 +134,11 @@ def test_patch_dropout_keeps_the_class_token_and_some_patches():
 
 
 def test_pictogram_without_strength_only_mirrors():
-    images = torch.randint(256, (40, 4, 32, 32), generator=generator(0), dtype=torch.uint8)
-    plain = augment.none(images, 32, names(40), generator(0))
-    still = augment.pictogram(images, 32, names(40, "left"), generator(1), strength=0.0)
+    images = torch.randint(256, (40, 4, 32, 32), generator=generator(0, "test"), dtype=torch.uint8)
+    plain = augment.none(images, 32, names(40), generator(0, "test"))
+    still = augment.pictogram(images, 32, names(40, "left"), generator(1, "test"), strength=0.0)
     torch.testing.assert_close(still, plain, atol=1e-5, rtol=0)
-    mirrored = augment.pictogram(images, 32, names(40), generator(1), strength=0.0)
+    mirrored = augment.pictogram(images, 32, names(40), generator(1, "test"), strength=0.0)
     same = torch.isclose(mirrored, plain, atol=1e-5).flatten(1).all(1)
     flipped = torch.isclose(mirrored, plain.flip(-1), atol=1e-5).flatten(1).all(1)
     assert (same ^ flipped).all()

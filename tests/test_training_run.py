@@ -14,7 +14,7 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_training import write_cifar
+from test_training_cifar import write_cifar
 
 from miniclip.config import CLIPConfig, PreprocessConfig, ResNetConfig, TextConfig, ViTConfig, openai_transformer
 from miniclip.training import cifar

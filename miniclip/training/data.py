@@ -45,10 +45,11 @@ class Batch:
     problems: list[str]
 
 
-def generator(*key: int) -> torch.Generator:
-    """A random number generator that depends on the integers of `key`, and differs in every bit between keys."""
-    seed = np.random.SeedSequence(key).generate_state(1, np.uint64).item()
-    return torch.Generator().manual_seed(seed >> 1)  # signed
+def generator(seed: int, purpose: str, *numbers: int) -> torch.Generator:
+    """A random number generator of its own for each seed, purpose and list of numbers (an epoch, a step, a rank)."""
+    key = [seed, int.from_bytes(purpose.encode(), "little"), len(numbers), *numbers]
+    state = np.random.SeedSequence(key).generate_state(1, np.uint64).item()
+    return torch.Generator().manual_seed(state >> 1)  # PyTorch takes 63 bits
 
 
 def read_examples(path: Path) -> list[Example]:
@@ -104,7 +105,7 @@ def batch_order(names: list[str], batch_size: int, seed: int, epoch: int) -> lis
     to the first batch with room that lacks its name. Pictures left over then fill what room there is, whatever their
     names; the last, which fill no batch, sit this epoch out.
     """
-    shuffled = torch.randperm(len(names), generator=generator(seed, epoch)).tolist()
+    shuffled = torch.randperm(len(names), generator=generator(seed, "order", epoch)).tolist()
     batches: list[list[int]] = [[] for _ in range(len(names) // batch_size)]
     first_open = 0  # batches before this one are full
     next_batch: dict[str, int] = {}  # the first batch that lacks the name

@@ -80,13 +80,13 @@ class Trainer:
     def whiten_patches(self) -> None:
         """Start the ViT's patch embedding from what the first few batches look like."""
         batches = enumerate(self.source.batches(0, min(8, self.total)))
-        pixels = [self.prepare(batch, generator(self.options.seed, step, rank()))[0] for step, batch in batches]
+        pixels = [self.prepare(batch, generator(self.options.seed, "start", step))[0] for step, batch in batches]
         whiten_patches(self.model.visual, torch.cat(pixels))
 
     def step(self, batch: Batch) -> dict:
         """One optimizer step; returns what to log about it. Raises TrainingDivergedError for NaN and infinity."""
         options = self.options
-        rng = generator(options.seed, self.done, rank())
+        rng = generator(options.seed, "step", self.done, rank())
         self.report.problems(batch.problems, "replaced by other pictures")
         images, texts, repeated = self.prepare(batch, rng)
         rate = learning_rate(self.done, self.total, options)

@@ -35,8 +35,10 @@ def _batch_norms(model: nn.Module) -> list[nn.Module]:
 
 
 def build_optimizer(model: CLIP, options: TrainOptions) -> torch.optim.AdamW:
-    """AdamW with the CLIP paper's betas and epsilon for ViTs (table 18). Vectors and scalars (gains, biases, the class
-    embedding, the temperature) are not decayed. Each group has its learning rate relative to the highest, "lr_scale".
+    """AdamW with the CLIP paper's betas for ViTs (table 18). Vectors and scalars (gains, biases, the class embedding,
+    the temperature) are not decayed. Each group has its learning rate relative to the highest, "lr_scale".
+
+    The paper's epsilon, 1e-6, is for batches of 32,768: in small ones many tokens' gradients are no larger than that.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -45,7 +47,7 @@ def build_optimizer(model: CLIP, options: TrainOptions) -> torch.optim.AdamW:
             lr_scale = options.layer_decay ** layers_above(name, model)
             groups.setdefault((lr_scale, decay), []).append(parameter)
     settings = [{"params": p, "lr_scale": scale, "weight_decay": decay} for (scale, decay), p in groups.items()]
-    return torch.optim.AdamW(settings, lr=options.lr, betas=(0.9, 0.98), eps=1e-6, fused=True)
+    return torch.optim.AdamW(settings, lr=options.lr, betas=(0.9, 0.98), eps=1e-8, fused=True)
 
 
 def layers_above(name: str, model: CLIP) -> int:

@@ -43,7 +43,9 @@ class TrainOptions:
     clip: float = _option(1.0, "largest norm of the gradient; a larger one is scaled down")
     precision: str = _option("fp32", "of the arithmetic; the weights are always float32", choices=PRECISIONS)
 
-    augment: str = _option("", "none, photo, cifar, or pictogram, for drawings on a transparent ground (default: photo)")
+    augment: str = _option(
+        "", "none, photo, cifar, or pictogram, for drawings on a transparent ground (default: photo)"
+    )
     augment_strength: float = _option(1.0, "how much pictogram changes, from 0")
     template: tuple[str, ...] = _option((), "what a caption is put into, at {}; may be repeated", action="append")
     first_caption: float = _option(0.0, "how often to take a picture's first caption rather than any of its captions")

@@ -15,14 +15,15 @@ STUCK_WITHIN = 0.02  # of ln B; untrained models begin a little above it
 
 
 class Reporter:
-    """Speaks on stderr, above the progress bar, and writes log.jsonl and problems.txt in the run's folder. In processes
-    other than the main one it is silent."""
+    """Speaks on stderr, above the progress bar, and writes log.jsonl and problems.txt in the run's folder. Of several
+    processes only the main one speaks and logs."""
 
     def __init__(self, output: Path, speaks: bool, batch_size: int):
         self.output, self.speaks = output, speaks
         self.chance = math.log(batch_size)
         self.losses: deque[float] = deque(maxlen=STUCK_AFTER)
-        self.problem_count = 0
+        self.problem_list = output / "problems.txt"
+        self.listed: set[str] = set()
         self.said: set[str] = set()
 
     def say(self, message: str) -> None:
@@ -41,15 +42,14 @@ class Reporter:
                 file.write(json.dumps(line) + "\n")
 
     def problems(self, lines: list[str], remedy: str) -> None:
-        """List pictures that can't be used in problems.txt, and say how many there are; `remedy`: what became of them.
-        Of those that come up again and again while training the user hears the first, and at the end the number."""
-        if not lines or not self.speaks:
-            return
-        path = self.output / "problems.txt"
-        with path.open("a", encoding="utf-8") as file:
-            file.writelines(line + "\n" for line in lines)
-        self.problem_count += len(lines)
-        self.say_once(remedy, f"{lines[0]}; {len(lines)} such now, {remedy}, all listed in {path}")
+        """List each picture that can't be used once in problems.txt, whichever process found it. Aloud the user hears
+        of the first that have the same `remedy` (what was done about them), and at the end how many there are."""
+        new = [line for line in dict.fromkeys(lines) if line not in self.listed]
+        if new:
+            self.listed.update(new)
+            with self.problem_list.open("a", encoding="utf-8") as file:
+                file.write("".join(line + "\n" for line in new))
+            self.say_once(remedy, f"{new[0]}; {len(new)} such now, {remedy}, all listed in {self.problem_list}")
 
     def watch_texts(self, texts: list[str]) -> int:
         """Say it aloud when a batch holds a text several times. Returns how many texts are repetitions."""
@@ -79,5 +79,7 @@ class Reporter:
             )
 
     def finish(self) -> None:
-        if self.problem_count:
-            self.say(f"{self.problem_count} times a picture could not be used; see {self.output / 'problems.txt'}")
+        """Repeat at the end how many pictures were of no use."""
+        if self.problem_list.exists():
+            count = len(set(self.problem_list.read_text(encoding="utf-8").splitlines()))
+            self.say(f"{count} pictures could not be used; see {self.problem_list}")

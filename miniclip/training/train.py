@@ -59,6 +59,10 @@ def _train(options: TrainOptions, device: torch.device) -> CLIP:
     output.mkdir(parents=True, exist_ok=True)
     report = Reporter(output, distributed.is_main(), options.batch_size)
     options = complete(options)
+    if distributed.is_main():
+        make_data(options)
+    if dist.is_initialized():
+        dist.barrier()
     torch.manual_seed(options.seed)
     model = new_model(options).to(device)
     source, val = open_data(options, model.config, report)
@@ -82,14 +86,10 @@ def _train(options: TrainOptions, device: torch.device) -> CLIP:
 
 
 def complete(options: TrainOptions) -> TrainOptions:
-    """Check the options, and fill in those that depend on others; draw or download the data first, if that is asked."""
+    """Check the options, and fill in those that depend on others."""
     world = distributed.world_size()
     if options.create_synthetic:
         folder = Path(options.data or "shapes")
-        if distributed.is_main():
-            create_synthetic(folder, options.seed)
-        if dist.is_initialized():
-            dist.barrier()
         options = replace(options, data=str(folder / "train.json"), val=options.val or str(folder / "val.json"))
     if not options.data:
         raise ValueError("no data to train on; expected a list, CIFAR-10, tar shards, or --create-synthetic")
@@ -108,13 +108,19 @@ def complete(options: TrainOptions) -> TrainOptions:
     if options.augment and options.augment not in AUGMENTATIONS:
         raise ValueError(f"--augment is {options.augment!r}; expected one of {', '.join(AUGMENTATIONS)}")
     cifar10 = is_cifar10(options.data)
-    if cifar10 and options.download and distributed.is_main():
-        cifar.download_cifar10(Path(options.data))
     return replace(
         options,
         template=options.template or (cifar.TEMPLATES if cifar10 else ("{}",)),
         augment=options.augment or ("cifar" if cifar10 else "photo"),
     )
+
+
+def make_data(options: TrainOptions) -> None:
+    """Draw or download what shall be trained on, if that is asked."""
+    if options.create_synthetic:
+        create_synthetic(Path(options.data).parent, options.seed)
+    if options.download and is_cifar10(options.data):
+        cifar.download_cifar10(Path(options.data))
 
 
 def is_cifar10(data: str) -> bool:
