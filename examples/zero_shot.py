@@ -11,9 +11,11 @@ import torch
 from miniclip import load, tokenize
 from miniclip.preprocess import open_image
 
+LABELS = "balloon,bicycle,camera,cat,dog,elephant,guitar,house,octopus,pizza,red apple,rocket,sailboat,sun,tree"
+
 parser = argparse.ArgumentParser(description="Which of these words fits the picture best?")
-parser.add_argument("image", nargs="?", default=Path(__file__).parent / "images" / "red-apple.png")
-parser.add_argument("--labels", default="red apple,tomato,strawberry,balloon,rose,guitar,dog,bicycle,pizza,rocket")
+parser.add_argument("image", nargs="?", default=Path(__file__).parent / "images" / "elephant.png")
+parser.add_argument("--labels", default=LABELS)
 parser.add_argument("--model", default="tiny-ViT", help="a name that `miniclip models` lists, or a file or directory")
 args = parser.parse_args()
 

@@ -109,9 +109,12 @@ def models(options: argparse.Namespace) -> int:
     from miniclip.weights.load import EMBEDDED, open_checkpoint
 
     rows = []
-    for name, config in [*MODELS.items(), *((name, open_checkpoint(name)[0]) for name in EMBEDDED)]:
-        file = "comes with miniclip" if name in EMBEDDED else cached(name)
-        rows.append({"name": name, **_sizes(config), "file": file and str(file)})
+    for name, config in MODELS.items():
+        path = cached(name)
+        rows.append({"name": name, **_sizes(config), "file": str(path) if path else None})
+    for name, file in EMBEDDED.items():
+        config, _ = open_checkpoint(name)
+        rows.append({"name": name, **_sizes(config), "bytes": file.stat().st_size, "file": str(file)})
     if options.json:
         print(json.dumps(rows, indent=2))
         return 0

@@ -20,7 +20,7 @@ from miniclip.weights.files import read_file
 from miniclip.weights.infer import check_names, infer_config
 from miniclip.weights.names import Converted, layout_of, to_canonical
 
-EMBEDDED = {"tiny-ViT": "tiny-ViT.safetensors.gz"}  # comes with the package
+EMBEDDED = {"tiny-ViT": Path(__file__).with_name("tiny-ViT.safetensors.gz")}  # comes with the package
 
 
 def available_models() -> list[str]:
@@ -144,7 +144,7 @@ def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 def _locate(name: str | Path, download_root: str | Path | None) -> Path:
     if name in EMBEDDED:
-        return Path(__file__).with_name(EMBEDDED[name])
+        return EMBEDDED[name]
     if name in MODELS:
         return download(name, download_root)
     if not Path(name).exists():
