@@ -57,7 +57,7 @@ def test_tiny_vit_names_unseen_drawings(tiny_vit):
 
 
 def test_tiny_vit_is_a_clip_in_everything_but_size(tiny_vit):
-    model, preprocess = tiny_vit
+    model, _ = tiny_vit
     assert (model.vocab_size, model.context_length, model.visual.input_resolution) == (49408, 77, 64)
     for transformer in (model.config.vision.transformer, model.config.text.transformer):
         assert transformer.width == 64 * transformer.heads  # as openai/CLIP's build_model assumes
