@@ -92,9 +92,9 @@ class CLIPConfig:
     preprocess: PreprocessConfig
 
 
-def openai_transformer(width: int, layers: int, activation: str = "quick_gelu") -> TransformerConfig:
+def openai_transformer(width: int, layers: int) -> TransformerConfig:
     """A transformer of OpenAI's proportions: heads 64 wide, and an MLP four times as wide as the stream."""
-    return TransformerConfig(width, layers, heads=width // 64, mlp_width=4 * width, activation=activation)
+    return TransformerConfig(width, layers, heads=width // 64, mlp_width=4 * width)
 
 
 def _model(embed_dim: int, vision: ViTConfig | ResNetConfig, text_width: int) -> CLIPConfig:

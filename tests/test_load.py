@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -263,21 +264,21 @@ def test_convert_round_trip(vit, tmp_path):
         save_checkpoint(*open_checkpoint(path), tmp_path / "x.bin")
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells a process's own peak")
 def test_memory(tmp_path):
-    """Loading peaks at 1.3 times the model's bytes: half precision in the file, float32 in memory."""
-    pytest.importorskip("resource")
+    """Loading peaks at no more than 1.3 times the model's bytes: half precision in the file, float32 in memory."""
     config = dataclasses.replace(CASES["vit"], text=dataclasses.replace(CASES["vit"].text, vocab_size=300))
     wide = dataclasses.replace(config.vision.transformer, width=512, heads=8, layers=24, mlp_width=2048)
     config = dataclasses.replace(config, vision=dataclasses.replace(config.vision, transformer=wide))
     torch.save(convert_weights(CLIP(config), torch.float16).state_dict(), tmp_path / "x.pt")  # 150 MB
     code = f"""
-import resource, miniclip, torch
+import re, miniclip, torch
 torch.set_num_threads(1)
 warm_up = miniclip.CLIP, torch.zeros(9).half().float()
-def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-before = peak()
+def status(field): return 1024 * int(re.search(field + r":\\s+(\\d+)", open("/proc/self/status").read())[1])
+before = status("VmRSS")
 model, _ = miniclip.load({str(tmp_path / "x.pt")!r}, device="cpu")
-print((peak() - before) / sum(p.numel() * p.element_size() for p in model.parameters()))
+print((status("VmHWM") - before) / sum(p.numel() * p.element_size() for p in model.parameters()))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert float(done.stdout) < 1.3
+    assert 0.9 < float(done.stdout) < 1.3  # below 1 there would be no model

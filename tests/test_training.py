@@ -203,7 +203,7 @@ def test_a_wrong_factor_would_be_seen(monkeypatch):
 
 
 def test_gelu_models_are_left_alone():
-    config = replace(VIT, text=replace(TEXT, transformer=openai_transformer(64, 2, "gelu")))
+    config = replace(VIT, text=replace(TEXT, transformer=replace(openai_transformer(64, 2), activation="gelu")))
     model, _, text = model_and_inputs(config)
     before = model.encode_text(text)
     fast.fuse_quick_gelu(model)
