@@ -3,7 +3,7 @@
     pip install 'miniclip[pictograms]'            # resvg-py, which draws SVG; npm must be there too
     python examples/pictograms.py OUT_DIR         # a minute and a half on one core
 
-Eight sets are for training; Noto's drawings are held out whole, a test in a style never seen. OUT_DIR then holds
+Nine sets are for training; Noto's drawings are held out whole, a test in a style never seen. OUT_DIR then holds
 
     images/<set>/<icon>.png    96 x 96 RGBA on a transparent background: 1.5 times the 64 px that the tiny models see
     train.json, noto.json      [{"image": "images/twemoji/red-apple.png", "captions": ["red apple", ...]}, ...]
@@ -42,6 +42,16 @@ PACKAGES = {  # in this order names are learnt: the sets that state code points 
     "emojione-v1": "@iconify-json/emojione-v1@1.2.3",
     "streamline-emojis": "@iconify-json/streamline-emojis@1.2.4",
     "fxemoji": "@iconify-json/fxemoji@1.2.2",
+    "fluent-emoji-3d": "@lobehub/fluent-emoji-3d@1.1.0",
+}
+# Of packages of WebP files named by code points, what their info.json would say if they had one. Only what
+# fluent-emoji-flat draws too is taken: Microsoft draws no countries' flags, and those in the package are Noto's.
+PICTURES = {
+    "fluent-emoji-3d": {
+        "name": "Fluent Emoji 3D",
+        "author": {"name": "Microsoft Corporation", "url": "https://github.com/microsoft/fluentui-emoji"},
+        "license": {"spdx": "MIT"},
+    }
 }
 HELD_OUT = "noto"  # so noto-v1 and Blobmoji, Noto's drawings too, must never join the others
 VOCABULARY = "emojilib@4.0.3"  # a name and keywords for each character
@@ -142,6 +152,15 @@ def read(archive: Path, name: str) -> dict:
         return json.load(files.extractfile(f"package/{name}"))
 
 
+def read_pictures(archive: Path, characters: set[str]) -> dict:
+    """The pictures of these characters, as the other sets' icons.json has it: {"icons": {code points: ...}}."""
+    with tarfile.open(archive) as files:
+        found = {Path(file.name).stem: files.extractfile(file).read() for file in files if file.name.endswith(".webp")}
+    # Some characters come twice, as 23-fe0f-20e3 and 0023-fe0f-20e3; a country's flag is 1f3f4-e0067_...
+    codes = {character(name.replace("_", "-")): name for name in found}
+    return {"icons": {codes[x]: {"picture": found[codes[x]]} for x in sorted(characters & codes.keys())}}
+
+
 def slug(name: str) -> str:
     """A name as icon sets write it: "Man’s shoe" and "man_s_shoe" -> "mans-shoe"."""
     ascii_only = unicodedata.normalize("NFKD", name.lower().replace("’", "")).encode("ascii", "ignore").decode()
@@ -206,6 +225,8 @@ class Concepts:
 
     def find(self, icon: str, icons: str) -> str | None:
         """The concept of an icon of a set; None where its name can't be read."""
+        if icons in PICTURES:
+            return character(icon) if character(icon) in self.names else None
         name = RENAMED.get(icons, {}).get(icon, icon)
         if not name.isascii():
             return plain(name)
@@ -234,6 +255,10 @@ class Concepts:
 
 def render(icon: dict, icons: dict) -> bytes:
     """An icon of a set drawn as a PNG file, PIXELS x PIXELS and RGBA; what isn't square is centred."""
+    if "picture" in icon:
+        file = io.BytesIO()
+        Image.open(io.BytesIO(icon["picture"])).convert("RGBA").resize((PIXELS, PIXELS)).save(file, "png")
+        return file.getvalue()
     try:
         from resvg_py import svg_to_bytes
     except ImportError as error:
@@ -273,9 +298,14 @@ def write_json(path: Path, rows: list[dict]) -> None:
 def main(out: Path) -> None:
     archives = {name: fetch(package, out / "packages") for name, package in PACKAGES.items()}
     concepts = Concepts(read(fetch(VOCABULARY, out / "packages"), "dist/emoji-en-US.json"))
-    sets = {name: read(archive, "icons.json") for name, archive in archives.items()}
+    sets = {}
     for name, archive in archives.items():
-        concepts.learn_set(sets[name], read(archive, "chars.json"))
+        if name in PICTURES:
+            own = read(archives["fluent-emoji-flat"], "chars.json")
+            sets[name] = read_pictures(archive, {character(codes) for codes in own})
+        else:
+            sets[name] = read(archive, "icons.json")
+            concepts.learn_set(sets[name], read(archive, "chars.json"))
     concepts.learn_vocabulary()
     drawings = {name: draw_set(name, icons, concepts) for name, icons in sets.items()}
 
@@ -288,7 +318,7 @@ def main(out: Path) -> None:
             (out / image).write_bytes(png)
             row = {"image": image, "captions": concepts.captions(concept, titles)}
             (held_out if name == HELD_OUT else train).append(row)
-        info = read(archives[name], "info.json")
+        info = PICTURES.get(name) or read(archives[name], "info.json")
         author, licence = info["author"], info["license"]["spdx"]
         table.append(
             f"| {info['name']} | {PACKAGES[name]} | {author['name']}, {author['url']} | {licence} | {len(drawn)} |"

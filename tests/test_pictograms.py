@@ -206,6 +206,25 @@ def test_main_writes_both_splits_and_trains_on_no_held_out_picture(tmp_path, mon
     assert "| Set | @i/twemoji@1 | A, u | MIT | 2 |" in (tmp_path / "README.md").read_text("utf-8")
 
 
+def test_picture_files_of_the_wanted_characters_alone(tmp_path, concepts):
+    def webp(colour: str) -> bytes:
+        Image.new("RGB", (8, 8), colour).save(file := io.BytesIO(), "webp", lossless=True)
+        return file.getvalue()
+
+    files = {"1f34e": "red", "1f40d": "green", "1f1ef-1f1f4": "blue", "1f3f4-e0067_e007f": "blue"}
+    archive = tmp_path / "pictures.tgz"
+    with tarfile.open(archive, "w:gz") as tar:
+        for name, colour in files.items():
+            member = tarfile.TarInfo(f"package/assets/{name}.webp")
+            member.size = len(webp(colour))
+            tar.addfile(member, io.BytesIO(webp(colour)))
+    icons = pictograms.read_pictures(archive, {"🍎", "🐍", "🍏"})
+    assert icons["icons"].keys() == {"1f34e", "1f40d"}
+    kept = pictograms.draw_set("fluent-emoji-3d", icons, concepts)
+    assert [(icon, concept) for icon, concept, _ in kept] == [("1f34e", "🍎"), ("1f40d", "🐍")]
+    assert pixels(kept[0][2]).getcolors() == [(pictograms.PIXELS**2, (255, 0, 0, 255))]
+
+
 def test_no_noto_artwork_but_the_held_out_set():
     drawings = [package for package in pictograms.PACKAGES.values() if "noto" in package or "blob" in package]
     assert drawings == [pictograms.PACKAGES[pictograms.HELD_OUT]]

@@ -181,7 +181,9 @@ def outputs_and_gradients(model, images, text):
     return results + [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
 
 
-@pytest.mark.parametrize("change", [fast.fuse_quick_gelu, fast.checkpoint_activations])
+@pytest.mark.parametrize(
+    "change", [fast.fuse_quick_gelu, fast.convolve_channels_last, fast.checkpoint_activations]
+)
 @pytest.mark.parametrize("config", [VIT, RESNET])
 def test_changed_modules_compute_the_same(change, config):
     model, images, text = model_and_inputs(config)
@@ -200,6 +202,15 @@ def test_a_wrong_factor_would_be_seen(monkeypatch):
     torch.testing.assert_close(before, model.encode_image(images))
     monkeypatch.setattr(torch.nn.functional, "silu", lambda x: torch.nn.functional.gelu(x))
     assert not torch.allclose(before, model.encode_image(images), atol=1e-3)
+
+
+def test_maps_of_a_resnet_have_their_channels_last():
+    model, images, _ = model_and_inputs(RESNET)
+    fast.convolve_channels_last(model)
+    seen = []
+    model.visual.layer1.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    model.encode_image(images)
+    assert seen[0].is_contiguous(memory_format=torch.channels_last) and not seen[0].is_contiguous()
 
 
 def test_gelu_models_are_left_alone():

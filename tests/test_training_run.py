@@ -113,11 +113,15 @@ def test_the_seed_decides_the_run(options, tmp_path):
     assert not torch.equal(weights(options)["visual.conv1.weight"], weights(other)["visual.conv1.weight"])
 
 
-@pytest.mark.parametrize("change", [{}, {"precision": "bf16", "patch_dropout": 0.5, "augment": "pictogram"}])
-def test_an_interrupted_run_goes_on_to_the_same_weights(options, tmp_path, monkeypatch, change):
+@pytest.mark.parametrize(
+    "change",
+    [{}, {"model_size": "resnet.json"}, {"precision": "bf16", "patch_dropout": 0.5, "augment": "pictogram"}],
+)
+def test_an_interrupted_run_goes_on_to_the_same_weights(options, shapes, tmp_path, monkeypatch, change):
     from miniclip.training.loop import Trainer
 
     options = replace(options, **change)
+    options.model_size = str(shapes / options.model_size)
     train(options)
     step, interrupted = Trainer.step, replace(options, output=str(tmp_path / "interrupted"))
 
@@ -209,6 +213,19 @@ def test_fine_tuning_a_frozen_tower(options, shapes, tmp_path):
     changed = {name for name in start if not torch.equal(start[name], end[name])}
     assert not {name for name in changed if name.startswith("visual.")}  # statistics of the BatchNorms neither
     assert {"logit_scale", "text_projection", "ln_final.weight"} <= changed
+
+
+def test_a_new_image_tower_beside_a_trained_text_tower(options, shapes, tmp_path):
+    options = replace(options, steps=2, save_every=2)
+    train(options)
+    donor = f"{options.output}/last.safetensors"
+    resnet = replace(options, model_size=str(shapes / "resnet.json"), text_from=donor, output=str(tmp_path / "resnet"))
+    train(replace(resnet, freeze=("text",)))
+    old, new = weights(options), weights(resnet)
+    text = {name for name in new if not name.startswith("visual.")}
+    assert {name for name in text if torch.equal(old[name], new[name])} == text - {"logit_scale"}
+    with pytest.raises(ValueError, match=r"--text-from .* has TextConfig.* an embedding of 32; expected TextConfig"):
+        train(replace(resnet, model_size="tiny", output=str(tmp_path / "other")))
 
 
 def test_divergence_stops_the_run(options):

@@ -25,6 +25,7 @@ class TrainOptions:
 
     model_size: str = _option("", "a size (default: tiny), an OpenAI model's name, or a config's .json file")
     start_from: str = _option("", "fine-tune this model: a name or a path as load() takes it", flag="--from")
+    text_from: str = _option("", "start the text tower from this model's, which must be of the same shape")
     freeze: tuple[str, ...] = _option((), "keep this tower as it is", action="append", choices=("image", "text"))
     freeze_batchnorm: bool = _option(False, "keep BatchNorms' statistics, gains and biases as they are")
     layer_decay: float = _option(1.0, "learning rate of each layer relative to that of the layer after it")

@@ -38,7 +38,7 @@ SIZES: dict[str, CLIPConfig] = {
     "large": _vit(    224, 14,  768, 24),
     #                                       R   P / width                              E   text width, layers
     "tiny-ViT": _with_text(       ViTConfig(64, 16, openai_transformer(192, 4)),      256, 192, 2),
-    "tiny-RN": _with_text(     ResNetConfig(64, 32, (2, 2, 2, 2), heads=16),          256, 192, 2),
+    "tiny-RN": _with_text(     ResNetConfig(64, 24, (1, 2, 2, 1), heads=12),          256, 192, 2),
     "cifar-resnet": _with_text(ResNetConfig(32, 32, (2, 2, 2, 2), heads=16),          512, 512, 6),
 }  # fmt: skip
 

@@ -21,7 +21,7 @@ from miniclip.models import CLIP
 from miniclip.training import cifar, distributed
 from miniclip.training.augment import AUGMENTATIONS
 from miniclip.training.data import Epochs, Pictures, existing, read_examples
-from miniclip.training.fast import checkpoint_activations, fuse_quick_gelu
+from miniclip.training.fast import checkpoint_activations, convolve_channels_last, fuse_quick_gelu
 from miniclip.training.loop import Trainer
 from miniclip.training.options import TrainOptions, add_arguments, options_from
 from miniclip.training.plot import plot
@@ -29,6 +29,7 @@ from miniclip.training.report import Reporter
 from miniclip.training.shards import Shards
 from miniclip.training.sizes import model_config, save_config
 from miniclip.training.synthetic import create_synthetic
+from miniclip.weights.load import load
 
 __all__ = ["TrainOptions", "add_arguments", "options_from", "train"]
 
@@ -134,15 +135,28 @@ def is_shards(data: str) -> bool:
 def new_model(options: TrainOptions) -> CLIP:
     """The model to start from, float32, with the faster or leaner modules that training wants."""
     if options.start_from:
-        from miniclip.weights.load import load  # opens files, maybe the network; not needed to train from nothing
-
         model, _ = load(options.start_from, device="cpu", dtype=torch.float32)
     else:
         model = CLIP(model_config(options.model_size or "tiny"))
+    if options.text_from:
+        copy_text_tower(options.text_from, model)
     fuse_quick_gelu(model)
+    convolve_channels_last(model)
     if options.activation_checkpointing:
         checkpoint_activations(model)
     return model
+
+
+def copy_text_tower(name: str, model: CLIP) -> None:
+    """Give `model` the text tower and the temperature of another, so that only its image tower is new."""
+    other, _ = load(name, device="cpu", dtype=torch.float32)
+    if other.config.text != model.config.text or other.config.embed_dim != model.config.embed_dim:
+        raise ValueError(
+            f"--text-from {name} has {other.config.text} and an embedding of {other.config.embed_dim}; "
+            f"expected {model.config.text} and {model.config.embed_dim}"
+        )
+    text = {name: x for name, x in other.state_dict().items() if not name.startswith("visual.")}
+    model.load_state_dict(text, strict=False)
 
 
 def open_data(options: TrainOptions, config: CLIPConfig, report: Reporter) -> tuple[Epochs | Shards, Pictures | None]:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from miniclip.evaluation.zero_shot import topk_accuracy
 from miniclip.models import CLIP
 from miniclip.tokenizer import tokenize
 from miniclip.training import augment
@@ -55,13 +56,13 @@ def validate(model: CLIP, pictures: Pictures, templates: Sequence[str], batch_si
     label = torch.tensor([classes[name] for name in names], device=device)
 
     cosines = image @ text.T
-    right = cosines.topk(min(5, len(classes)), dim=1).indices == label[:, None]
+    accuracy = topk_accuracy(cosines, label, ks=(1, 5))
     pairs = zip(image.split(batch_size), text[label].split(batch_size), strict=True)
     losses = [contrastive_loss(*pair, model.logit_scale.exp()) * len(pair[0]) for pair in pairs]
     return Validation(
         loss=float(sum(losses)) / len(image),
-        image_top1=right[:, 0].float().mean().item(),
-        image_top5=right.any(1).float().mean().item(),
+        image_top1=accuracy[1],
+        image_top5=accuracy[5],
         text_top1=(label[cosines.argmax(0)] == torch.arange(len(classes), device=device)).float().mean().item(),
     )
 
