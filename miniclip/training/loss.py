@@ -1,7 +1,8 @@
 """The symmetric contrastive loss, and its gradient for batches whose logits or activations do not fit in memory.
 
-The three losses (the third is `miniclip.training.distributed.sharded_contrastive_loss`) take the same arguments, in the
-order in which `Embedder` returns them: `loss = contrastive_loss(*embedder(images, texts))`.
+The three losses (the first is `miniclip.ops.contrastive_loss`, the third
+`miniclip.training.distributed.sharded_contrastive_loss`) take the same arguments, in the order in which `Embedder`
+returns them: `loss = contrastive_loss(*embedder(images, texts))`.
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ import math
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.parallel import DistributedDataParallel
 
 from miniclip.models.clip import CLIP
+from miniclip.ops import contrastive_loss
 
 MAX_LOGIT_SCALE = math.log(100)  # CLIP paper, section 2.5: larger multipliers make training unstable
 
@@ -37,22 +38,6 @@ class Embedder(nn.Module):
         image = self.clip.encode_image(images, normalize=True)
         text = self.clip.encode_text(texts, normalize=True)
         return image, text, self.clip.logit_scale.exp()
-
-
-def contrastive_loss(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
-    """Symmetric InfoNCE (CLIP paper, figure 3): each image picks its text out of the batch, each text its image.
-
-    image, text: [N, E], of unit length; row i of both is a pair. logit_scale: scalar tensor, the multiplier of the
-    cosines, exp(model.logit_scale). Returns a scalar, ln N where the model cannot tell the pairs apart.
-
-    Everything is computed in logit_scale's dtype, also under autocast: at a scale of 100 neighbouring bfloat16 logits
-    are 0.5 apart.
-    """
-    _check_pairs(image, text)
-    with without_autocast(image):
-        logits = logit_scale * image.to(logit_scale.dtype) @ text.to(logit_scale.dtype).T  # [N images, N texts]
-        pairs = torch.arange(len(logits), device=logits.device)
-        return (F.cross_entropy(logits, pairs) + F.cross_entropy(logits.T, pairs)) / 2
 
 
 def chunked_contrastive_loss(image: Tensor, text: Tensor, logit_scale: Tensor, chunk: int) -> Tensor:

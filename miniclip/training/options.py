@@ -34,18 +34,18 @@ class TrainOptions:
 
     epochs: int = _option(10, "passes over the data")
     steps: int = _option(0, "do this many steps instead")
-    batch_size: int = _option(64, "pairs a step, over all processes together")
+    batch_size: int = _option(0, "pairs a step, over all processes together (default: 64; 18, one of each, for shapes)")
     micro_batch: int = _option(0, "pairs whose activations are in memory at once; the gradient stays the whole batch's")
     chunk: int = _option(0, "images whose logits are in memory at once, in one process")
     activation_checkpointing: bool = _option(False, "keep fewer activations, and compute them a second time")
-    lr: float = _option(1e-3, "highest learning rate")
+    lr: float = _option(5e-4, "highest learning rate")
     warmup: int = _option(200, "steps in which it is reached, a tenth of all at most; then a cosine takes it to 0")
     weight_decay: float = _option(0.1, "of matrices; gains, biases and the temperature are never decayed")
     clip: float = _option(1.0, "largest norm of the gradient; a larger one is scaled down")
     precision: str = _option("fp32", "of the arithmetic; the weights are always float32", choices=PRECISIONS)
 
     augment: str = _option(
-        "", "none, photo, cifar, or pictogram, for drawings on a transparent ground (default: photo)"
+        "", "none, photo, cifar, or pictogram, for drawings on a transparent ground (default: photo; none for shapes)"
     )
     augment_strength: float = _option(1.0, "how much pictogram changes, from 0")
     template: tuple[str, ...] = _option((), "what a caption is put into, at {}; may be repeated", action="append")

@@ -18,11 +18,13 @@ COLORS = {  # RGB
     "orange": (250, 130, 15),
 }
 CORNERS = {"circle": 64, "square": 4, "triangle": 3}
+UPRIGHT = {"square": math.pi / 4, "triangle": -math.pi / 2}  # radians: on an edge, and with a corner above
+KINDS = len(COLORS) * len(CORNERS)  # of pictures, so also of captions: a larger batch repeats some
 SIDE = 64  # pixels
 
 
 def create_synthetic(folder: Path, seed: int = 0, train: int = 250, val: int = 20) -> tuple[Path, Path]:
-    """Draw `train` and `val` pictures of each of the 18 kinds into `folder`, and the lists train.json and val.json.
+    """Draw `train` and `val` pictures of each of the KINDS kinds into `folder`, and the lists train.json and val.json.
 
     Returns the two lists' paths. The same seed gives the same pictures.
     """
@@ -44,11 +46,11 @@ def create_synthetic(folder: Path, seed: int = 0, train: int = 250, val: int = 2
 
 
 def draw_shape(color: str, shape: str, rng: random.Random) -> Image.Image:
-    """A shape anywhere on a light ground: of any size from a fifth to most of the picture, turned by any angle."""
-    radius = rng.uniform(0.12, 0.42) * SIDE
+    """A shape anywhere on a light ground: of any size from a third to most of the picture, turned a little."""
+    radius = rng.uniform(0.18, 0.42) * SIDE
     x, y = rng.uniform(radius, SIDE - radius), rng.uniform(radius, SIDE - radius)
     corners = CORNERS[shape]
-    turn = rng.uniform(0, 2 * math.pi)
+    turn = UPRIGHT.get(shape, 0) + rng.uniform(-0.2, 0.2)
     angles = (turn + 2 * math.pi * i / corners for i in range(corners))
     ground = tuple(rng.randint(200, 255) for _ in range(3))
     shade = tuple(max(0, min(255, value + rng.randint(-20, 20))) for value in COLORS[color])

@@ -28,7 +28,7 @@ from miniclip.training.plot import plot
 from miniclip.training.report import Reporter
 from miniclip.training.shards import Shards
 from miniclip.training.sizes import model_config, save_config
-from miniclip.training.synthetic import create_synthetic
+from miniclip.training.synthetic import KINDS, create_synthetic
 from miniclip.weights.load import load
 
 __all__ = ["TrainOptions", "add_arguments", "options_from", "train"]
@@ -56,10 +56,10 @@ def train(options: TrainOptions) -> CLIP:
 
 
 def _train(options: TrainOptions, device: torch.device) -> CLIP:
+    options = complete(options)
     output = Path(options.output)
     output.mkdir(parents=True, exist_ok=True)
     report = Reporter(output, distributed.is_main(), options.batch_size)
-    options = complete(options)
     if distributed.is_main():
         make_data(options)
     if dist.is_initialized():
@@ -92,6 +92,8 @@ def complete(options: TrainOptions) -> TrainOptions:
     if options.create_synthetic:
         folder = Path(options.data or "shapes")
         options = replace(options, data=str(folder / "train.json"), val=options.val or str(folder / "val.json"))
+        options = replace(options, augment=options.augment or "none", batch_size=options.batch_size or KINDS)
+    options = replace(options, batch_size=options.batch_size or 64)
     if not options.data:
         raise ValueError("no data to train on; expected a list, CIFAR-10, tar shards, or --create-synthetic")
     if options.start_from and options.model_size:
