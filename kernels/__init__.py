@@ -1,4 +1,5 @@
-"""Triton kernels, one operation a file. Imports torch and triton only.
+"""Triton kernels, one operation a file, and what goes with them. Start with README.md.
 
-No kernel has been written yet. `load(..., backend="triton")` says so, and `miniclip.ops` runs everything in PyTorch.
+The modules with kernels import torch and triton only; nothing here is imported before `miniclip.ops` asks for a kernel,
+except `dispatch`, which decides whether it does, and imports no Triton.
 """

@@ -1,5 +1,7 @@
 """Options of the test run, and what every test needs."""
 
+import os
+
 import pytest
 import torch
 
@@ -23,3 +25,6 @@ def pytest_collection_modifyitems(config, items):
 
 # The tensors of the tests are small: threads would spend their time waiting for each other on a busy machine.
 torch.set_num_threads(1)
+
+# Triton's kernels run in its interpreter, on the CPU. Triton reads this when it is imported, whoever does that first.
+os.environ["TRITON_INTERPRET"] = "1"

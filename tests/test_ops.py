@@ -1,0 +1,209 @@
+"""The operations' plain forms by hand, and the choice between them and the kernels."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from miniclip import ops
+from miniclip.config import CLIPConfig, PreprocessConfig, TextConfig, TransformerConfig, ViTConfig
+from miniclip.kernels import dispatch, tiles
+from miniclip.models import CLIP, convert_weights, set_backend
+from miniclip.models.transformer import Attention
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_by_hand(causal):
+    qkv = random(2, 5, 3, 2, 4)
+    out = ops.attention(qkv, causal)
+    for n in range(2):
+        for head in range(2):
+            q, k, v = qkv[n, :, :, head].unbind(1)
+            for i in range(5):
+                seen = i + 1 if causal else 5
+                weights = torch.tensor([math.exp(q[i] @ k[j] / 2) for j in range(seen)], dtype=torch.float64)
+                expected = (weights / weights.sum()) @ v[:seen]
+                torch.testing.assert_close(out[n, i, 4 * head : 4 * head + 4], expected)
+
+
+def test_attention_varlen_is_attention_of_each():
+    qkv, starts = random(9, 3, 2, 4), torch.tensor([0, 1, 1, 6, 9], dtype=torch.int32)
+    out = ops.attention_varlen(qkv, starts, 5, True)
+    expected = torch.cat([ops.attention(qkv[None, a:b], True)[0] for a, b in ((0, 1), (1, 6), (6, 9))])
+    assert torch.equal(out, expected)
+    assert not torch.allclose(ops.attention(qkv[None], True)[0], expected)
+    with pytest.raises(ValueError, match="max_len is 4; the longest sequence has 5 tokens"):
+        ops.attention_varlen(qkv, starts, 4, True)
+
+
+def test_add_layer_norm_and_bias_quick_gelu_by_hand():
+    x, residual, weight, bias = random(4, 3, 8).unbind()
+    total, out = ops.add_layer_norm(x, residual, weight[0], bias[0], 1e-3)
+    assert torch.equal(total, x + residual)
+    centred = total - total.mean(-1, keepdim=True)
+    torch.testing.assert_close(
+        out, centred / (centred.square().mean(-1, keepdim=True) + 1e-3).sqrt() * weight[0] + bias[0]
+    )
+    y = x + bias[0]
+    torch.testing.assert_close(ops.bias_quick_gelu(x, bias[0]), y / (1 + (-1.702 * y).exp()))
+
+
+def test_similarity_by_hand():
+    x, c, scale = random(3, 6), random(5, 6, seed=1), torch.tensor(7.0, dtype=torch.float64)
+    logits = torch.tensor([[7 * F.cosine_similarity(a, b, dim=0) for b in c] for a in x], dtype=torch.float64)
+    torch.testing.assert_close(ops.similarity_softmax(x, c, scale), logits.softmax(1))
+    probability, index, lse = ops.similarity_topk(x, c, scale, 2)
+    torch.testing.assert_close((probability, index), tuple(logits.softmax(1).topk(2)))
+    torch.testing.assert_close(lse, logits.logsumexp(1))
+    same = ops.similarity_topk(x, c[:1].expand(50, 6), scale, 4)
+    assert same[1].tolist() == [[0, 1, 2, 3]] * 3  # ties
+    zero = ops.similarity_softmax(x * 0, c, scale)
+    assert torch.allclose(zero, torch.full_like(zero, 0.2))
+    assert ops.similarity_softmax(x.half(), c.half(), scale.float()).dtype == torch.float32
+    with pytest.raises(ValueError, match="k is 6; expected 1 to 5"):
+        ops.similarity_topk(x, c, scale, 6)
+
+
+def test_gradcheck():
+    qkv = random(2, 3, 3, 2, 4).requires_grad_()
+    starts = torch.tensor([0, 2, 6], dtype=torch.int32)
+    assert torch.autograd.gradcheck(lambda x: ops.attention(x, True), qkv)
+    assert torch.autograd.gradcheck(lambda x: ops.attention_varlen(x.flatten(0, 1), starts, 4), qkv)
+    rows = [x.requires_grad_() for x in (random(3, 4), random(3, 4, seed=1), random(4), random(4, seed=1))]
+    assert torch.autograd.gradcheck(ops.add_layer_norm, rows)
+    assert torch.autograd.gradcheck(ops.bias_quick_gelu, (rows[0], rows[2]))
+    scale = torch.tensor(3.0, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(ops.similarity_softmax, (*rows[:2], scale))
+    assert torch.autograd.gradcheck(ops.contrastive_loss, (*rows[:2], scale))
+
+
+H100, CPU = torch.device("cuda", 0), torch.device("cpu")
+
+
+def test_no_kernel_by_default_unless_it_was_measured(monkeypatch):
+    asked = []
+    monkeypatch.setattr(dispatch, "architecture", lambda device: asked.append(device) or "sm_90")
+    monkeypatch.setattr(dispatch, "INSTALLED", True)
+    with FakeTensorMode():
+        x = torch.empty(8, device="cuda", dtype=torch.float16)
+        assert not dispatch.FASTER  # nothing has been measured; should this fail, the README says on what
+        assert not dispatch.use_kernel("attention", None, x, 16)
+        monkeypatch.setattr(dispatch, "FASTER", {"sm_90": {"attention": [(1, 32), (257, 257)]}})
+        chosen = [size for size in range(1000) if dispatch.use_kernel("attention", None, x, size)]
+        assert chosen == [*range(1, 33), 257] and asked
+        assert not dispatch.use_kernel("contrastive_loss", None, x, 16)  # not in the table
+        assert not dispatch.use_kernel("attention", None, x.float(), 16)  # PyTorch's
+        assert not dispatch.use_kernel("attention", None, x, 16, fits=False)
+        assert not dispatch.use_kernel("attention", "torch", x, 16)
+        monkeypatch.setattr(dispatch, "INSTALLED", False)
+        assert not dispatch.use_kernel("attention", None, x, 16)
+        assert dispatch.use_kernel("attention", "triton", x, 1000)
+        with pytest.raises(ValueError, match="backend is 'cuda'"):
+            dispatch.use_kernel("attention", "cuda", x, 16)
+    assert not dispatch.use_kernel("attention", "triton", torch.empty(8).half(), 16)
+
+
+def test_fake_gpu_tensors_reach_the_kernels():
+    pytest.importorskip("triton", reason="Triton is not installed")
+    triton = {"backend": "triton"}
+    with FakeTensorMode() as mode, torch.no_grad():
+        half = {"device": "cuda", "dtype": torch.float16}
+        qkv, x, scale = torch.empty(2, 5, 3, 8, 64, **half), torch.empty(6, 64, **half), torch.ones((), device="cuda")
+        starts, parameter = torch.empty(3, device="cuda", dtype=torch.int32), torch.empty(64, device="cuda")
+        calls = {
+            "attention": lambda: ops.attention(qkv, **triton),
+            "attention_varlen": lambda: ops.attention_varlen(qkv.flatten(0, 1), starts, 5, **triton),
+            "add_layer_norm": lambda: ops.add_layer_norm(x, x, parameter, parameter, **triton),
+            "bias_quick_gelu": lambda: ops.bias_quick_gelu(x, parameter, **triton),
+            "similarity_softmax": lambda: ops.similarity_softmax(x, x, scale, **triton),
+            "similarity_topk": lambda: ops.similarity_topk(x, x, scale, 3, **triton),
+            "contrastive_loss": lambda: ops.contrastive_loss(x, x, scale, **triton),
+        }
+        for name, call in calls.items():
+            with Calls() as seen:
+                call()
+            assert f"miniclip.{name}.default" in seen.names
+        with Calls() as seen, pytest.raises(Exception, match="float32; the kernel takes"):
+            ops.attention(qkv.float(), **triton)
+        assert mode is not None
+
+
+class Calls(torch.utils._python_dispatch.TorchDispatchMode):
+    """Records the names of the operations that are called."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+def test_row_kernels_leave_gradients_and_compilation_to_pytorch(monkeypatch):
+    monkeypatch.setattr(ops, "use_kernel", lambda *args, **kwargs: True)
+    x, bias = random(2, 4).requires_grad_(), random(4)
+    ops.bias_quick_gelu(x, bias).sum().backward()
+    ops.add_layer_norm(x, x, bias, bias)[1].sum().backward()
+    compiled = torch.compile(lambda x: ops.bias_quick_gelu(x, bias), backend="eager", fullgraph=True)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), ops.quick_gelu(x + bias))
+
+
+def small_clip() -> CLIP:
+    torch.manual_seed(0)
+    block = TransformerConfig(width=64, layers=2, heads=2, mlp_width=128)
+    config = CLIPConfig(16, ViTConfig(16, 8, block), TextConfig(8, 50, block), PreprocessConfig(16))
+    return CLIP(config).eval()
+
+
+def test_set_backend(monkeypatch):
+    model = small_clip()
+    with pytest.raises(ValueError, match='backend="triton" needs a GPU, and the model is on cpu'):
+        set_backend(model, "triton")
+    with pytest.raises(ValueError, match="backend is 'flash'"):
+        set_backend(model, "flash")
+    assert all(m.backend is None for m in model.modules() if isinstance(m, Attention))
+    monkeypatch.setattr("miniclip.models.clip.check_backend", lambda *args: None)
+    assert set_backend(model, "triton") is model
+    backends = [m.backend for m in model.modules() if isinstance(m, Attention)]
+    assert backends == ["triton"] * 4
+    model(torch.zeros(1, 3, 16, 16), torch.ones(1, 8, dtype=torch.long))  # on a CPU it runs in PyTorch
+
+
+def test_check_backend(monkeypatch):
+    monkeypatch.setattr(dispatch, "INSTALLED", True)
+    monkeypatch.setattr(tiles, "architecture", lambda device: "sm_90")
+    for backend in None, "torch", "triton":
+        dispatch.check_backend(backend, H100, torch.bfloat16)
+    with pytest.raises(ValueError, match=r"takes float16 and bfloat16, and the model is torch\.float32"):
+        dispatch.check_backend("triton", H100, torch.float32)
+    monkeypatch.setattr(tiles, "architecture", lambda device: "sm_75")
+    with pytest.raises(ValueError, match="no tiles for sm_75, only for sm_80"):
+        dispatch.check_backend("triton", H100, torch.float16)
+    monkeypatch.setattr(dispatch, "INSTALLED", False)
+    with pytest.raises(ValueError, match="Triton is not installed"):
+        dispatch.check_backend("triton", H100, torch.float16)
+
+
+def test_a_model_with_kernels_computes_the_same(monkeypatch):
+    """In Triton's interpreter: what a GPU would run, on the CPU."""
+    pytest.importorskip("kernel_cases")
+    model = convert_weights(small_clip(), torch.bfloat16)
+    model.fast = False
+    image, text = random(2, 3, 16, 16).float(), torch.tensor([[48, 3, 4, 49, 0, 0, 0, 0], [48, 9, 9, 9, 9, 9, 9, 49]])
+    with torch.no_grad():
+        plain = model(image, text)[0]
+        monkeypatch.setattr(ops, "use_kernel", lambda *args, **kwargs: True)
+        with Calls() as seen:
+            kernels = model(image, text)[0]
+    assert seen.names.count("miniclip.attention.default") == 4
+    torch.testing.assert_close(kernels, plain, atol=0.2, rtol=0)  # bfloat16 logits of up to 14
