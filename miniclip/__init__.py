@@ -7,6 +7,7 @@
     logits_per_image, logits_per_text = model(image, tokenize(["a diagram", "a dog", "a cat"]))
 """
 
+from importlib import import_module
 from pathlib import Path
 
 _above = Path(__file__).parents[1]
@@ -15,7 +16,20 @@ if (_above / "setup.py").exists():  # a checkout: kernels/ and weights/ stand be
 
 from miniclip.models import CLIP  # noqa: E402
 from miniclip.tokenizer import tokenize  # noqa: E402
-from miniclip.weights import available_models, build_model, load  # noqa: E402
 
 __version__ = "0.1.0"
-__all__ = ["CLIP", "available_models", "build_model", "load", "tokenize"]
+__all__ = ["CLIP", "available_models", "build_model", "compare", "load", "tokenize", "trace"]
+
+# What needs Pillow, safetensors or more is imported when it is first asked for: `import miniclip` has to be quick.
+_LATER = dict.fromkeys(["available_models", "build_model", "load"], "miniclip.weights")
+_LATER |= dict.fromkeys(["compare", "trace"], "miniclip.conformance")
+
+
+def __getattr__(name: str):
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_LATER[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATER})

@@ -1,0 +1,88 @@
+"""How far a stage is from another, and how far it may be."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from miniclip.conformance.stages import token_sides
+
+
+class Tolerance(NamedTuple):
+    """A stage passes when both errors are at most this."""
+
+    largest: float  # largest |difference| of an element / largest |element| of the golden
+    relative: float  # |difference| / |golden|, in Euclidean norms
+
+
+EXACT = Tolerance(0.0, 0.0)
+INPUTS = {  # stages whose tolerance does not come from the arithmetic
+    "image.decoded": EXACT,
+    "image.resized": Tolerance(1 / 128, 1e-3),  # now and then a byte is off by one: Pillow's weights are fixed point
+    "image.cropped": Tolerance(1 / 128, 1e-3),
+    "image.pixels": Tolerance(1e-2, 1e-3),
+    "text.utf8": EXACT,
+    "text.ids": EXACT,
+}
+# All other stages, by the precision in which the port, or the golden, was computed. About ten times what the rounding
+# of 2 to 7 blocks was seen to do in float32 (1e-6, 4e-6), five times in float16 (2e-3, 4e-3), three times in bfloat16
+# (1.6e-2, 3.4e-2).
+PRECISIONS = {
+    torch.float64: Tolerance(1e-4, 2e-5),
+    torch.float32: Tolerance(1e-4, 2e-5),
+    torch.float16: Tolerance(2e-2, 1e-2),
+    torch.bfloat16: Tolerance(1e-1, 4.5e-2),
+}
+
+
+class Difference(NamedTuple):
+    """What `measure` finds."""
+
+    max_error: float  # of an element, absolute
+    relative_error: float  # |difference| / |golden|
+    cosine: float
+    passed: bool
+
+
+def tolerance_of(stage: str, *dtypes: torch.dtype | None) -> Tolerance:
+    """What the least precise of these dtypes allows."""
+    of_inputs = INPUTS.get(stage)
+    if of_inputs == EXACT:
+        return EXACT
+    rounded = [PRECISIONS.get(dtype, EXACT) for dtype in dtypes] if of_inputs is None else [of_inputs]
+    rounded += [PRECISIONS[dtype] for dtype in dtypes if dtype in (torch.float16, torch.bfloat16)]
+    return Tolerance(*(max(sides) for sides in zip(*rounded, strict=True)))
+
+
+def fit(stage: str, golden: Tensor, mine: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Both in the same shape, or None if they can't be.
+
+    Sides of 1 may be left out or added. Text stages may differ in their number of tokens, since padding has no
+    influence on what comes before it: those that both have are kept.
+    """
+    if golden.ndim == mine.ndim:
+        for side in token_sides(stage):
+            tokens = min(golden.shape[side], mine.shape[side])
+            golden, mine = golden.narrow(side, 0, tokens), mine.narrow(side, 0, tokens)
+    if _without_ones(golden) != _without_ones(mine):
+        return None
+    return golden, mine.reshape(golden.shape)
+
+
+def _without_ones(x: Tensor) -> list[int]:
+    return [side for side in x.shape if side != 1]
+
+
+def measure(golden: Tensor, mine: Tensor, tolerance: Tolerance) -> Difference:
+    """Compare two tensors of the same shape. NaNs and infinities anywhere make the errors NaN, which never passes."""
+    golden, mine = golden.double(), mine.double()
+    difference = mine - golden
+    max_error, length = float(difference.abs().max()), float(golden.norm())
+    relative = float(difference.norm()) / length if length else (0.0 if max_error == 0 else math.inf)
+    norms = length * float(mine.norm())
+    cosine = float((golden * mine).sum()) / norms if norms else float(max_error == 0)
+    passed = max_error <= tolerance.largest * float(golden.abs().max()) and relative <= tolerance.relative
+    return Difference(max_error, relative, cosine, passed)

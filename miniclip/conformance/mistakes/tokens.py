@@ -1,0 +1,140 @@
+"""From strings to token ids."""
+
+from __future__ import annotations
+
+import html
+import unicodedata
+from collections.abc import Callable
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from miniclip import tokenizer
+from miniclip.conformance.forward import Scope
+from miniclip.conformance.mistakes.mistake import Mistake
+from miniclip.conformance.rules import strings
+from miniclip.tokenizer import END, END_OF_WORD, START, merge_pairs, split_words, word_symbols
+
+
+def _ids(
+    s: Scope,
+    clean: Callable[[str], str] = tokenizer.clean,
+    split: Callable[[str], list[str]] = split_words,
+    word: Callable[[str], list[int]] = lambda word: merge_pairs(word_symbols(word)),
+    start: tuple[int, ...] = (START,),
+    end: tuple[int, ...] = (END,),
+    padding: int = 0,
+) -> Tensor:
+    """As tokenize(..., truncate=True), with some steps replaced."""
+    length = s.config.text.context_length
+    rows = []
+    for text in strings(s["text.utf8"]):
+        special = tokenizer.SPECIAL_TOKENS
+        words = [[special[x]] if x in special else word(x) for x in split(clean(text))]
+        ids = [*start, *(i for word in words for i in word)]
+        ids = [*ids[: length - len(end)], *end]
+        rows.append(ids + [padding] * (length - len(ids)))
+    return torch.tensor(rows, dtype=torch.int32)
+
+
+def _repaired(text: str) -> str:
+    import ftfy
+
+    return html.unescape(html.unescape(ftfy.fix_text(text)))
+
+
+def _tidy(text: str) -> str:
+    return " ".join(text.split()).lower()
+
+
+def _cut_by(pattern: str) -> Callable[[str], list[str]]:
+    import regex
+
+    return regex.compile(pattern, regex.IGNORECASE).findall
+
+
+def _without_accents(text: str) -> str:
+    return "".join(c for c in unicodedata.normalize("NFD", text) if not unicodedata.combining(c))
+
+
+@cache
+def _vocabulary() -> dict[bytes, int]:
+    """Ids by what they spell."""
+    return {spelling: i for i, spelling in tokenizer._spellings().items()}
+
+
+def _longest_match(word: str) -> list[int]:
+    """The longest entry of the vocabulary that fits, again and again, as with a vocabulary but no merges."""
+    rest, ids = word.encode() + b"</w>", []
+    while rest:
+        length = next(n for n in range(len(rest), 0, -1) if rest[:n] in _vocabulary())
+        ids.append(_vocabulary()[rest[:length]])
+        rest = rest[length:]
+    return ids
+
+
+def _leftmost_merge(word: str) -> list[int]:
+    """Merges whatever pair merges first from the left, not the one of lowest id."""
+    merges, _ = tokenizer._read_merge_file()
+    symbols, i = word_symbols(word), 0
+    while i + 1 < len(symbols):
+        merged = merges.get((symbols[i], symbols[i + 1]))
+        if merged is None:
+            i += 1
+        else:
+            symbols[i : i + 2], i = [merged], 0
+    return symbols
+
+
+def _unmarked(word: str) -> list[int]:
+    symbols = word_symbols(word)
+    return merge_pairs([*symbols[:-1], symbols[-1] - END_OF_WORD])
+
+
+_NO_DIGITS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}+|[^\s\p{L}\p{N}]+"
+_NO_PUNCTUATION = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}"
+_NO_CONTRACTIONS = r"<\|startoftext\|>|<\|endoftext\|>|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
+_CLEAN = (tokenizer.clean, ".lower()")
+_REPAIR = (tokenizer._repair, "html.unescape")
+_WORDS = (tokenizer._word_pattern, r"\p{L}+")
+_MERGES = (tokenizer.merge_pairs, "heappop(")
+_FRAME = (tokenizer.tokenize, "[START, ")
+
+
+def _mistake(name: str, place: tuple, **steps) -> Mistake:
+    return Mistake(name, {"text.ids": lambda s: _ids(s, **steps)}, *place)
+
+
+def _ascii(text: str) -> str:
+    return text.encode("ascii", "ignore").decode()
+
+
+TOKENS = (
+    _mistake("not lower-cased", _CLEAN, clean=lambda text: " ".join(_repaired(text).split())),
+    _mistake("ftfy missing", _REPAIR, clean=lambda text: _tidy(html.unescape(html.unescape(text)))),
+    _mistake("HTML entities not unescaped", _REPAIR, clean=lambda text: _tidy(_only_fixed(text))),
+    _mistake("ftfy and HTML entities missing", _REPAIR, clean=_tidy),
+    _mistake("accents stripped", _CLEAN, clean=lambda text: _without_accents(tokenizer.clean(text))),
+    _mistake("characters beyond ASCII dropped", (tokenizer.word_symbols, "word.encode()"),
+             clean=lambda text: _ascii(tokenizer.clean(text))),
+    _mistake("digits not split", (tokenizer._word_pattern, r"\p{N}  "), split=lambda text: _cut_by(_NO_DIGITS)(text)),
+    _mistake("contractions not split", (tokenizer._word_pattern, "'s | 't"),
+             split=lambda text: _cut_by(_NO_CONTRACTIONS)(text)),
+    _mistake("split at white space only", _WORDS, split=str.split),
+    _mistake("punctuation dropped", (tokenizer._word_pattern, r"[^\s\p{L}\p{N}]+"),
+             split=lambda text: _cut_by(_NO_PUNCTUATION)(text)),
+    _mistake("ends of words not marked", (tokenizer.word_symbols, "END_OF_WORD"), word=_unmarked),
+    _mistake("longest match in the vocabulary instead of merges", _MERGES, word=_longest_match),
+    _mistake("merges from the left instead of by rank", _MERGES, word=_leftmost_merge),
+    _mistake("bytes not merged", _MERGES, word=word_symbols),
+    _mistake("start token missing", _FRAME, start=()),
+    _mistake("end token missing", _FRAME, end=()),
+    _mistake("padded with the end token", (tokenizer.tokenize, "torch.zeros("), padding=END),
+)  # fmt: skip
+
+
+def _only_fixed(text: str) -> str:
+    import ftfy
+
+    return ftfy.fix_text(text)  # which unescapes some entities itself

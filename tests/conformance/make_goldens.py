@@ -1,0 +1,169 @@
+"""Write the goldens of the tiny models: traces of pictures and texts, and the tables of cases.json and models.json.
+
+    python tests/conformance/make_goldens.py
+
+Run it whenever a tiny model in weights/ has changed; it takes under a minute. Another Pillow may resample otherwise,
+another PyTorch sums in another order: the headers of the traces say which were used.
+"""
+
+import json
+import sys
+from dataclasses import asdict
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from miniclip import load, preprocess
+from miniclip.config import MODELS, CLIPConfig
+from miniclip.conformance.files import save_trace, without_padding
+from miniclip.conformance.rules import utf8
+from miniclip.conformance.stages import stages
+from miniclip.conformance.trace import trace
+from miniclip.tokenizer import tokenize
+from miniclip.weights.load import EMBEDDED, blank_model, open_checkpoint
+from miniclip.weights.names import LAYOUTS, TRANSPOSE
+
+HERE = Path(__file__).parent
+GOLDENS, IMAGES = HERE / "goldens", HERE / "images"
+DRAWINGS = HERE.parents[1] / "examples" / "images"
+MOST_BYTES = 10_000_000
+
+# One file has all stages, of this picture and these texts; the other files have the stages of KEY.
+PICTURE, TEXTS = DRAWINGS / "dog.png", ["a dog", "It's 2 CAFÉS &amp; 10 crêpes!"]
+KEY = ("image.*", "visual.embedded", "visual.avgpool", "visual.transformer.resblocks.?", "visual.layer4.?")
+KEY += ("visual.pooled", "visual.ln_post", "visual.proj", "visual.attnpool.c_proj", "image_embedding")
+KEY += ("text.utf8", "text.ids", "text.pooled", "text_projection", "text_embedding")
+
+MORE_TEXTS = {
+    "short": "cat",
+    "empty": "",
+    "capitals and digits": "THE 3 Cats of 1984, in 4K",
+    "contractions": "I'm sure they're what you'd've seen, isn't it?",
+    "entities": "&lt;b&gt;salt &amp;amp; pepper&lt;/b&gt; &#x1F600; &eacute;clair",
+    "mojibake": "CafÃ© â€œquotesâ€\x9d",
+    "Unicode": "日本の犬 и кошка, ñandú, naïve ﬁancée 👩‍👩‍👧‍👦",
+    "white space": "  two\t\tspaces\nand\u00a0a line ",
+    "special token": "a <|endoftext|> in the text",
+    "unmerged": "pneumonoultramicroscopicsilicovolcanoconiosis hello!!!",
+    "long": " ".join(["a very long caption of many words"] * 10),
+    "truncated": " ".join(f"number {i}" for i in range(60)),
+}
+
+# Sizes whose resize or crop goes wrong when rounded otherwise: (width, height), R.
+SIZES = [((640, 480), 224), ((480, 640), 224), ((224, 224), 224), ((227, 224), 224), ((225, 224), 224)]
+SIZES += [((226, 224), 224), ((641, 427), 224), ((427, 641), 224), ((1920, 1080), 224), ((1080, 1920), 336)]
+SIZES += [((500, 375), 224), ((375, 500), 224), ((1, 1), 224), ((2, 3), 224), ((640, 1), 224), ((1, 640), 224)]
+SIZES += [((1000, 333), 288), ((333, 1000), 288), ((4032, 3024), 336), ((3023, 4031), 336), ((57, 91), 448)]
+SIZES += [((173, 100), 64), ((90, 149), 64), ((60, 2), 64), ((3, 2), 64)]
+
+
+def pictures() -> dict[str, Image.Image]:
+    """Cut from the drawings, or made of waves; odd in size or mode."""
+    strawberry, sailboat, guitar = (Image.open(DRAWINGS / f"{x}.png") for x in ("strawberry", "sailboat", "guitar"))
+    y, x = np.ogrid[:149, :90]
+    alpha = Image.fromarray(((x * 5 + y * 3) % 256).astype(np.uint8))
+    portrait = guitar.crop((80, 50, 170, 199)).convert("RGBA")
+    portrait.putalpha(alpha)
+    waves = np.fromfunction(lambda y, x, band: (x * x + 3 * y * y + 61 * band) % 256, (2, 3, 3)).astype(np.uint8)
+    palette = sailboat.resize((80, 66)).quantize(16)
+    palette.info["transparency"] = 3
+    return {
+        "landscape": strawberry.crop((40, 70, 215, 170)),  # RGB, 175 x 100 -> 112 x 64
+        "portrait": portrait,  # RGBA, 90 x 149 -> 64 x 105: 20.5 is rounded to 20
+        "grey": sailboat.crop((0, 0, 197, 180)).convert("L"),  # 70 x 64
+        "grey-alpha": sailboat.crop((0, 0, 120, 190)).convert("LA"),
+        "tiny": Image.fromarray(waves),  # 3 x 2
+        "pixel": Image.new("RGB", (1, 1), (200, 30, 90)),
+        "thin": guitar.crop((100, 100, 160, 102)).convert("L"),  # 60 x 2 -> 1920 x 64
+        "palette": palette,
+    }
+
+
+def write_traces(name: str, folder: Path) -> None:
+    model, _ = load(name, device="cpu", dtype=torch.float32)
+    folder.mkdir(parents=True, exist_ok=True)
+    save(trace(model, preprocess.open_image(PICTURE), TEXTS), folder / "all.safetensors", model, name, ("*",))
+    for case in pictures():
+        image = preprocess.open_image(IMAGES / f"{case}.png")
+        save(trace(model, image), folder / f"{case}.safetensors", model, name)
+    texts = list(MORE_TEXTS.values())
+    ids = tokenize(texts, truncate=True)
+    save({"text.utf8": utf8(texts), **trace(model, text=ids)}, folder / "texts.safetensors", model, name)
+
+
+def save(traced: dict, path: Path, model, name: str, patterns: tuple[str, ...] = KEY) -> None:
+    stages = without_padding(traced).items()
+    save_trace({x: stage for x, stage in stages if any(fnmatchcase(x, y) for y in patterns)}, path, model, name)
+
+
+def cases() -> dict:
+    """Strings and their ids; sizes, and what resize and crop make of them."""
+    texts = [{"case": case, "text": text, "ids": ids_of(text)} for case, text in MORE_TEXTS.items()]
+    texts += [{"case": "golden", "text": text, "ids": ids_of(text)} for text in TEXTS]
+    return {"texts": texts, "sizes": [size_case(*case) for case in SIZES]}
+
+
+def ids_of(text: str) -> list[int]:
+    """With start and end, cut to 77, without padding (of these texts none has a token 0, "!" within a word)."""
+    row = tokenize(text, truncate=True)[0]
+    return row[row != 0].tolist()
+
+
+def size_case(size: tuple[int, int], image_size: int) -> dict:
+    """Width and height before and after; the box that is cut out: left, top, right, bottom."""
+    resized = preprocess.resize(Image.new("1", size), image_size, "bicubic", "shortest").size
+    places = np.add.outer(np.arange(resized[1]) * 65536, np.arange(resized[0]))  # row * 65536 + column
+    corner = int(np.array(preprocess.center_crop(Image.fromarray(places.astype(np.int32)), image_size))[0, 0])
+    top, left = divmod(corner, 65536)
+    box = [left, top, left + image_size, top + image_size]
+    return {"size": list(size), "image_size": image_size, "resized": list(resized), "crop": box}
+
+
+def models() -> dict:
+    """The config of every model; tensors and stages of some; the tables of names in other formats."""
+    tiny = {name: open_checkpoint(name)[0] for name in EMBEDDED}
+    described = tiny | {name: MODELS[name] for name in ("ViT-B/32", "RN50")}
+    return {
+        "configs": {name: asdict(config) for name, config in (MODELS | tiny).items()},
+        "tensors": {name: tensors_of(config) for name, config in described.items()},
+        "stages": {name: [stage._asdict() for stage in stages(config)] for name, config in tiny.items()},
+        "layouts": {name: [names_of(row) for row in rows] for name, rows in LAYOUTS.items() if name != "openai"},
+    }
+
+
+def tensors_of(config: CLIPConfig) -> dict[str, list[int]]:
+    return {name: list(tensor.shape) for name, tensor in blank_model(config, torch.float32).state_dict().items()}
+
+
+def names_of(row) -> dict:
+    """In names # is a number, * is weight or bias, ** any rest. Several foreign tensors are put together by rows."""
+    return {"openai": row.canonical, "foreign": list(row.foreign), "transposed": row.transform is TRANSPOSE}
+
+
+def as_json(table: dict) -> str:
+    """One entry of an entry a line."""
+    lines = []
+    for name, entries in table.items():
+        items = entries.items() if isinstance(entries, dict) else [(None, entry) for entry in entries]
+        rows = [(f"{json.dumps(key)}: " if key is not None else "") + json.dumps(entry) for key, entry in items]
+        brackets = "{}" if isinstance(entries, dict) else "[]"
+        lines.append(f"{json.dumps(name)}: {brackets[0]}\n  " + ",\n  ".join(rows) + f"\n {brackets[1]}")
+    return "{\n " + ",\n ".join(lines) + "\n}\n"
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    IMAGES.mkdir(exist_ok=True)
+    for case, image in pictures().items():
+        image.save(IMAGES / f"{case}.png")
+    for name in EMBEDDED:
+        write_traces(name, GOLDENS / name)
+    (HERE / "cases.json").write_text(as_json(cases()))
+    (HERE / "models.json").write_text(as_json(models()))
+    size = sum(path.stat().st_size for folder in (GOLDENS, IMAGES) for path in folder.rglob("*.*"))
+    print(f"{size:,} bytes of goldens and pictures")
+    if size > MOST_BYTES:
+        sys.exit(f"that is more than {MOST_BYTES:,}: leave stages out")
