@@ -7,6 +7,8 @@ from setuptools import find_packages, setup
 PLOT = ["matplotlib"]
 PICTOGRAMS = ["resvg-py>=0.5"]
 WEBDATASET = ["webdataset"]
+TRITON = ["triton>=3.6; platform_system == 'Linux'"]
+ONNX = ["onnx", "onnxruntime", "onnxscript"]
 
 setup(
     name="miniclip",
@@ -33,7 +35,9 @@ setup(
         "plot": PLOT,
         "pictograms": PICTOGRAMS,
         "webdataset": WEBDATASET,
-        "test": ["pytest", "hypothesis", "ruff", "setuptools>=77", *PLOT, *PICTOGRAMS, *WEBDATASET],
+        "triton": TRITON,
+        "onnx": ONNX,
+        "test": ["pytest", "hypothesis", "ruff", "setuptools>=77", *PLOT, *PICTOGRAMS, *WEBDATASET, *ONNX, *TRITON],
     },
     entry_points={"console_scripts": ["miniclip=miniclip.cli:main"]},
 )
