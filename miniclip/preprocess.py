@@ -125,17 +125,18 @@ def to_pixels(image: Image.Image) -> np.ndarray:
     I, I;16 and F are clipped to 0..255, not scaled: a 16-bit grey photo turns almost all white, as in openai/CLIP.
     """
     try:
-        return np.array(image.convert("RGB"))
+        return np.array(image if image.mode == "RGB" else image.convert("RGB"))
     except ValueError as error:  # Pillow can't for mode La (grey multiplied by alpha); torchvision raises there too
         raise ImageError(f"{_describe(image)} can't become RGB: {error}") from error
 
 
 def normalize(pixels: np.ndarray, mean: tuple[float, float, float], std: tuple[float, float, float]) -> torch.Tensor:
     """uint8 [R, R, 3] -> float32 [3, R, R]: (pixels / 255 - mean) / std, rounded to float32 after each of the three."""
-    planes = pixels.transpose(2, 0, 1).astype(np.float32, order="C")
-    planes /= np.float32(255)
-    planes -= np.array(mean, np.float32)[:, None, None]
-    planes /= np.array(std, np.float32)[:, None, None]
+    planes = np.empty((3, *pixels.shape[:2]), np.float32)
+    for i, plane in enumerate(planes):  # one by one, so that each stays in the cache
+        np.divide(pixels[:, :, i], np.float32(255), out=plane)
+        plane -= np.float32(mean[i])
+        plane /= np.float32(std[i])
     return torch.from_numpy(planes)
 
 

@@ -103,7 +103,7 @@ def test_reading_out_the_last_token_fails(monkeypatch):
 def test_a_transposed_attention_layout_fails(monkeypatch):
     plain = ops.attention
 
-    def head_major(qkv, causal):
+    def head_major(qkv, causal, backend=None):
         heads = qkv.shape[3]
         return plain(qkv.flatten(2).unflatten(-1, (heads, 3, -1)).transpose(2, 3), causal)
 

@@ -9,16 +9,22 @@ As in the CLIP paper (Radford et al. 2021, section 3.1.4). Of N pictures and C c
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor
 
 from miniclip import ops
 from miniclip.embed import embed_texts
 from miniclip.evaluation.prompts import TEMPLATES
 from miniclip.models import CLIP
+from miniclip.weights.convert import save_tensors
+
+CACHE_VERSION = 1  # to be raised when the same model and prompts give other weights
 
 CHUNK_SCORES = 1 << 22  # scores that are held at once, 16 MiB of them
 
@@ -27,23 +33,52 @@ class EvaluationError(ValueError):
     """A data set, a list of classes or a template that can't be used; the message says what to do."""
 
 
-def zero_shot_weights(model: CLIP, classes: Sequence[str], templates: Sequence[str]) -> Tensor:
+def zero_shot_weights(
+    model: CLIP, classes: Sequence[str], templates: Sequence[str], cache: str | Path | None = None
+) -> Tensor:
     """One unit vector a class, float32 [E, C] on the CPU; a picture's cosines are `image_embedding @ weights`.
 
     Each prompt's embedding is normalised before the mean, so that all prompts count alike, and the mean after it:
     without that, classes whose prompts disagree would be at a disadvantage. A prompt is encoded once, however often it
-    occurs. templates: also names of sets, see `expand_templates`. EvaluationError for a template that is neither, and
-    for a prompt that is too long.
+    occurs. templates: also names of sets, see `expand_templates`. cache: a folder in which the result is kept and found
+    again, by a hash of the text tower's weights and of the prompts. EvaluationError for a template that is neither, for
+    a prompt that is too long, and for a damaged file in the cache.
     """
     templates = expand_templates(templates)
     if not classes or not templates:
         raise EvaluationError(f"got {len(classes)} classes, {len(templates)} templates; expected one or more of each")
     prompts = [template.replace("{}", name) for name in classes for template in templates]
+    if cache is None:
+        return _mean_embeddings(model, prompts, len(templates))
+    file = Path(cache) / f"{_content_hash(model, prompts, len(templates))}.safetensors"
+    if file.exists():
+        try:
+            return load_file(file)["classes"].T
+        except Exception as error:  # whatever safetensors makes of it
+            raise EvaluationError(f"{file} is damaged: {error}; delete it, and it is made again") from error
+    weights = _mean_embeddings(model, prompts, len(templates))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_tensors({"classes": weights.T}, file)
+    return weights
+
+
+def _content_hash(model: CLIP, prompts: Sequence[str], templates: int) -> str:
+    """Of all that a classifier depends on: the text tower to the last bit, its config, and the prompts."""
+    digest = hashlib.sha256(repr((CACHE_VERSION, model.config.text, templates, prompts)).encode())
+    for name, tensor in model.state_dict().items():
+        if not name.startswith("visual."):
+            digest.update(repr((name, tensor.dtype, tuple(tensor.shape))).encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _mean_embeddings(model: CLIP, prompts: Sequence[str], templates: int) -> Tensor:
+    """The unit mean of each class's embeddings, [E, C]; prompts: all templates of the first class, of the next, ..."""
     place = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
     embeddings, rejected = embed_texts(model, list(place))
     if rejected:
         raise EvaluationError(f"{len(rejected)} of {len(place)} prompts are too long; {next(iter(rejected.values()))}")
-    rows = torch.tensor([place[prompt] for prompt in prompts]).view(len(classes), len(templates))
+    rows = torch.tensor([place[prompt] for prompt in prompts]).view(-1, templates)
     means = F.embedding_bag(rows, embeddings, mode="mean")  # without a copy [C, templates, E], large for ImageNet
     return ops.normalize(means).T
 

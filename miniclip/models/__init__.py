@@ -1,5 +1,5 @@
 """The towers and CLIP over them. Read transformer.py, vit.py, resnet.py, text.py, then clip.py."""
 
-from miniclip.models.clip import CLIP, convert_weights
+from miniclip.models.clip import CLIP, convert_weights, set_backend
 
-__all__ = ["CLIP", "convert_weights"]
+__all__ = ["CLIP", "convert_weights", "set_backend"]

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from miniclip import ops
 from miniclip.config import CLIPConfig, ViTConfig
+from miniclip.kernels.dispatch import check_backend
+from miniclip.models import inference
 from miniclip.models.resnet import ModifiedResNet
 from miniclip.models.text import TextTransformer
 from miniclip.models.transformer import Attention
@@ -46,7 +48,11 @@ class CLIP(TextTransformer):
                 f"image is {image.dtype} {list(image.shape)}; expected float pixels [N, 3, {size}, {size}]: "
                 "stack what preprocess() returns for each picture"
             )
-        embedding = self.visual(image.to(self.dtype))
+        image = image.to(self.dtype)
+        if self.fast and inference.applies(image, self.visual):
+            embedding = inference.image_embedding(self.visual, image)
+        else:
+            embedding = self.visual(image)
         return ops.normalize(embedding) if normalize else embedding
 
     def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
@@ -79,4 +85,17 @@ def convert_weights(model: CLIP, dtype: torch.dtype) -> CLIP:
         model.text_projection.data = model.text_projection.data.to(dtype)
         if isinstance(model.visual, VisionTransformer):
             model.visual.proj.data = model.visual.proj.data.to(dtype)
+    return model
+
+
+def set_backend(model: CLIP, backend: str | None) -> CLIP:
+    """Choose what attention runs as, in place: "torch", "triton", or None, whichever was measured to be faster.
+
+    Raises ValueError if the model can't run Triton's kernels: they need a GPU, float16 or bfloat16, and Triton. A model
+    that is moved to a CPU afterwards runs in PyTorch there, whatever its backend.
+    """
+    check_backend(backend, model.logit_scale.device, model.dtype)
+    for module in model.modules():
+        if isinstance(module, Attention):
+            module.backend = backend
     return model

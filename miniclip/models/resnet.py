@@ -60,10 +60,14 @@ class AttentionPool(nn.Module):
             nn.init.normal_(layer.weight, std=channels**-0.5)
         nn.init.normal_(self.positional_embedding, std=channels**-0.5)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x.flatten(2).transpose(1, 2)  # [N, h * w, C], row by row
+    def embed(self, x: Tensor) -> Tensor:
+        """[N, C, h, w] -> the sequence [N, 1 + h * w, C] that is attended to, the mean first, then row by row."""
+        x = x.flatten(2).transpose(1, 2)
         x = torch.cat([x.mean(dim=1, keepdim=True), x], dim=1)
-        x = x + self.positional_embedding.to(x.dtype)
+        return x + self.positional_embedding.to(x.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
         q, k, v = self.q_proj(x[:, :1]), self.k_proj(x), self.v_proj(x)
         q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))  # [N, H, L, C / H]
         pooled = F.scaled_dot_product_attention(q, k, v)  # [N, H, 1, C / H]
@@ -97,7 +101,8 @@ class ModifiedResNet(nn.Module):
         first = Bottleneck(in_channels, channels, stride)
         return nn.Sequential(first, *(Bottleneck(4 * channels, channels, stride=1) for _ in range(blocks - 1)))
 
-    def forward(self, image: Tensor) -> Tensor:
+    def features(self, image: Tensor) -> Tensor:
+        """The last map, [N, 32 * width, R / 32, R / 32]."""
         x = F.relu(self.bn1(self.conv1(image)))
         x = F.relu(self.bn2(self.conv2(x)))
         x = F.relu(self.bn3(self.conv3(x)))
@@ -105,5 +110,7 @@ class ModifiedResNet(nn.Module):
         x = self.layer1(x)
         x = self.layer2(x)
         x = self.layer3(x)
-        x = self.layer4(x)  # [N, 32 * width, R / 32, R / 32]
-        return self.attnpool(x)
+        return self.layer4(x)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.attnpool(self.features(image))

@@ -19,6 +19,8 @@ class LayerNorm(nn.LayerNorm):
 class Attention(nn.Module):
     """Multi-head self-attention. The parameters are named as torch.nn.MultiheadAttention's, as in the checkpoints."""
 
+    backend: str | None = None  # see `miniclip.models.clip.set_backend`
+
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.heads = heads
@@ -32,7 +34,7 @@ class Attention(nn.Module):
         """x: [N, L, D] -> [N, L, D]."""
         qkv = nn.functional.linear(x, self.in_proj_weight, self.in_proj_bias)
         qkv = qkv.unflatten(-1, (3, self.heads, -1))  # [N, L, 3, H, D / H]
-        return self.out_proj(ops.attention(qkv, causal))
+        return self.out_proj(ops.attention(qkv, causal, backend=self.backend))
 
 
 class MLP(nn.Module):

@@ -29,7 +29,7 @@ class VisionTransformer(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         patches = self.conv1(image).flatten(2).transpose(1, 2)  # [N, (R / P)^2, D], row by row
-        class_token = self.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
+        class_token = self.class_embedding.to(patches.dtype).expand(patches.shape[0], 1, -1)
         x = torch.cat([class_token, patches], dim=1)
         x = x + self.positional_embedding.to(x.dtype)
         x = self.transformer(self.ln_pre(x))

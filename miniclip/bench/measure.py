@@ -1,0 +1,48 @@
+"""Times of several ways to do one thing, taken by turns, so that a slow minute of the machine slows all of them."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+ROUNDS = 3  # at the least, however long they take
+MOST_ROUNDS = 200
+
+
+@dataclass(frozen=True)
+class Times:
+    """Of one way, in seconds."""
+
+    mean: float
+    median: float
+    p95: float
+    spread: float  # between the quartiles, as a share of the median
+    rounds: int
+
+    @classmethod
+    def of(cls, seconds: list[float]) -> Times:
+        median = statistics.median(seconds)
+        low, _, high = statistics.quantiles(seconds, n=4, method="inclusive")
+        p95 = statistics.quantiles(seconds, n=20, method="inclusive")[-1]
+        return cls(statistics.mean(seconds), median, p95, (high - low) / median, len(seconds))
+
+    def scaled(self, factor: float) -> Times:
+        """For `factor` times the work, if the time grows with it."""
+        return Times(factor * self.mean, factor * self.median, factor * self.p95, self.spread, self.rounds)
+
+
+def by_turns(ways: Mapping[str, Callable[[], object]], seconds: float) -> tuple[dict[str, Times], dict[str, object]]:
+    """Run each way once to warm up, then all of them in rounds for about `seconds`; also what each returned first."""
+    results = {name: run() for name, run in ways.items()}
+    taken: dict[str, list[float]] = {name: [] for name in ways}
+    until = time.perf_counter() + seconds
+    for done in range(MOST_ROUNDS):
+        if done >= ROUNDS and time.perf_counter() > until:
+            break
+        for name, run in ways.items():
+            start = time.perf_counter()
+            run()
+            taken[name].append(time.perf_counter() - start)
+    return {name: Times.of(times) for name, times in taken.items()}, results

@@ -1,0 +1,155 @@
+"""The other implementations, each with the weights of one of our models. None of them is needed to run miniclip."""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from miniclip.config import ViTConfig
+from miniclip.models import CLIP, convert_weights
+from miniclip.rates import name as dtype_name
+from miniclip.weights.load import build_model
+
+MODULES = {"openai": "clip", "open_clip": "open_clip", "transformers": "transformers", "onnxruntime": "onnxruntime"}
+
+
+class MissingPeerError(ValueError):
+    """A peer that was asked for and is not installed."""
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """One implementation in one setting, as two functions of what all of them take."""
+
+    name: str
+    setting: str  # precision, and "compiled"
+    image: Callable[[Tensor], Tensor]  # float32 pixels [N, 3, R, R] -> embeddings [N, E]
+    text: Callable[[Tensor], Tensor]  # token ids [N, L] -> embeddings [N, E]
+
+    @property
+    def label(self) -> str:
+        return f"{self.name}, {self.setting}"
+
+
+def installed() -> list[str]:
+    """The peers that are there."""
+    return [peer for peer, module in MODULES.items() if find_spec(module)]
+
+
+def chosen(names: str) -> list[str]:
+    """From "all" (that are installed), "none" or "openai,transformers". MissingPeerError for one that is not there."""
+    if names in ("all", "none"):
+        return installed() if names == "all" else []
+    wanted = names.split(",")
+    for peer in wanted:
+        if peer not in MODULES:
+            raise MissingPeerError(f"there is no peer {peer!r}; expected all, none or some of {', '.join(MODULES)}")
+        if peer not in installed():
+            raise MissingPeerError(f"{peer} is not installed: there is no module {MODULES[peer]}")
+    return wanted
+
+
+def encoders(model: CLIP, peer: str, dtypes: list[torch.dtype], compiled: bool) -> list[Encoder]:
+    """A peer, or "miniclip", with the weights of `model`, float32 on the CPU, in each precision that it has."""
+    made = []
+    for dtype in dtypes:
+        encoder = _MAKERS[peer](model, dtype)
+        if encoder is None:
+            continue
+        made.append(encoder)
+        if compiled and peer != "onnxruntime":
+            image, text = torch.compile(encoder.image), torch.compile(encoder.text, dynamic=True)
+            made.append(Encoder(encoder.name, f"{encoder.setting} compiled", image, text))
+    return made
+
+
+def _miniclip(model: CLIP, dtype: torch.dtype) -> Encoder:
+    if dtype is not torch.float32:
+        model = convert_weights(build_model(model.state_dict(), model.config), dtype)
+    return Encoder("miniclip", dtype_name(dtype), model.encode_image, model.encode_text)
+
+
+def _openai(model: CLIP, dtype: torch.dtype) -> Encoder | None:
+    if dtype is not torch.float32:
+        return None  # on a CPU openai/CLIP is always float32
+    import clip.model
+
+    theirs = clip.model.build_model(dict(model.state_dict())).float()
+    return Encoder("openai/CLIP", "float32", theirs.encode_image, theirs.encode_text)
+
+
+def _open_clip(model: CLIP, dtype: torch.dtype) -> Encoder:
+    from open_clip.model import build_model_from_openai_state_dict
+
+    theirs = build_model_from_openai_state_dict(dict(model.state_dict()), cast_dtype=dtype).eval().to(dtype)
+    return Encoder("open_clip", dtype_name(dtype), lambda x: theirs.encode_image(x.to(dtype)), theirs.encode_text)
+
+
+def _transformers(model: CLIP, dtype: torch.dtype) -> Encoder | None:
+    if not isinstance(model.config.vision, ViTConfig):
+        return None  # it has no ModifiedResNet
+    from transformers import CLIPModel
+    from transformers.utils import logging
+
+    from miniclip.weights.convert import save_checkpoint
+
+    logging.disable_progress_bar()
+    with tempfile.TemporaryDirectory() as folder:
+        save_checkpoint(model.config, model.state_dict(), Path(folder) / "model")
+        theirs = CLIPModel.from_pretrained(Path(folder) / "model", dtype=dtype).eval()
+
+    def image(x: Tensor) -> Tensor:
+        return _tensor(theirs.get_image_features(pixel_values=x.to(dtype)))
+
+    def text(ids: Tensor) -> Tensor:
+        """Padded to the longest text, its best setting: its own tokenizer does so when asked."""
+        end = ids.argmax(dim=-1)
+        ids = ids[:, : int(end.max()) + 1]
+        mask = torch.arange(ids.shape[1]) <= end[:, None]
+        return _tensor(theirs.get_text_features(input_ids=ids.long(), attention_mask=mask.long()))
+
+    return Encoder("transformers", dtype_name(dtype), image, text)
+
+
+def _tensor(output) -> Tensor:
+    """transformers 5 returns an object where version 4 returned the features."""
+    return output if isinstance(output, Tensor) else output.pooler_output
+
+
+def _onnxruntime(model: CLIP, dtype: torch.dtype) -> Encoder | None:
+    """On what `miniclip export` writes, of float32."""
+    if dtype is not torch.float32:
+        return None
+    import onnxruntime
+
+    from miniclip.export import export_model
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        export_model(model, Path(folder) / "onnx", "onnx")
+        files = [Path(folder) / "onnx" / f"{tower}.onnx" for tower in ("image", "text")]
+        image, text = (onnxruntime.InferenceSession(file, options) for file in files)
+    return Encoder(
+        "onnxruntime",
+        "float32",
+        lambda x: torch.from_numpy(image.run(None, {"pixels": x.numpy()})[0]),
+        lambda ids: torch.from_numpy(text.run(None, {"ids": ids.numpy()})[0]),
+    )
+
+
+_MAKERS = {
+    "miniclip": _miniclip,
+    "openai": _openai,
+    "open_clip": _open_clip,
+    "transformers": _transformers,
+    "onnxruntime": _onnxruntime,
+}

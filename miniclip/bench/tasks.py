@@ -1,0 +1,189 @@
+"""What is timed: encoding pictures and texts, a zero-shot classifier, loading, tokenizing, preprocessing."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from miniclip.bench.measure import Times, by_turns
+from miniclip.bench.peers import Encoder
+from miniclip.embed import embed_texts
+from miniclip.evaluation.prompts import TEMPLATES
+from miniclip.models import CLIP
+from miniclip.preprocess import Preprocess
+from miniclip.tokenizer import tokenize
+from miniclip.weights.convert import save_checkpoint
+
+CLASSES, SAMPLED = 1000, 4  # of the zero-shot classifier, and how many of them are computed
+# Names of the lengths that ImageNet's have: one to three words.
+NAMES = ("tench", "great white shark", "house finch", "electric locomotive", "tabby cat", "bell pepper", "lighthouse")
+SHORT = [f"a photo of a {name}, number {i}" for i in range(40) for name in NAMES]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way of doing one thing."""
+
+    what: str
+    name: str
+    setting: str
+    count: int  # items in one run
+    times: Times
+    agreement: float | None = None  # least cosine with miniclip's float32, or share of equal outputs
+    share: float | None = None  # of the machine's matrix rate that is reached
+    peak_mb: float | None = None
+    extrapolated: bool = False
+
+    def as_dict(self) -> dict:
+        per_second = self.count / self.times.median
+        return {**asdict(self), "per_second": per_second}
+
+
+def encode_images(model: CLIP, ways: Sequence[Encoder], batch: int, seconds: float, rates: dict) -> Iterator[Row]:
+    size = model.visual.input_resolution
+    pixels = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
+    with FlopCounterMode(display=False) as counter:
+        model.visual(pixels[:1])
+    yield from _encode(f"encode_image, batch {batch}", ways, "image", pixels, seconds, rates, counter.get_total_flops())
+
+
+def encode_texts(model: CLIP, ways: Sequence[Encoder], count: int, seconds: float) -> Iterator[Row]:
+    ids = tokenize(SHORT[:count], model.context_length)
+    yield from _encode(f"encode_text, {count} prompt{'s' * (count > 1)}", ways, "text", ids, seconds, {}, 0)
+
+
+def _encode(
+    what: str, ways: Sequence[Encoder], tower: str, inputs: Tensor, seconds: float, rates: dict, flops: float
+) -> Iterator[Row]:
+    runs = {way.label: partial(getattr(way, tower), inputs) for way in ways}
+    times, embeddings = by_turns(runs, seconds)
+    expected = embeddings[ways[0].label]
+    for way in ways:
+        cosine = F.cosine_similarity(embeddings[way.label].float(), expected.float()).min().item()
+        rate = rates.get(way.setting.split()[0])
+        share = flops * len(inputs) / times[way.label].median / rate if rate and flops else None
+        yield Row(what, way.name, way.setting, len(inputs), times[way.label], cosine, share)
+
+
+def classifier(model: CLIP, ways: Sequence[Encoder], seconds: float) -> Iterator[Row]:
+    """All prompts of 1,000 classes; computed for a few. Peers encode class by class, as in openai/CLIP's notebook."""
+    templates = TEMPLATES["imagenet"]
+    prompts = [[template.replace("{}", name) for template in templates] for name in NAMES[:SAMPLED]]
+    ids = [tokenize(of_class, model.context_length) for of_class in prompts]
+    flat = [prompt for of_class in prompts for prompt in of_class]
+    runs: dict[str, Callable] = {}
+    for way in ways:
+        if way.name == "miniclip" and "compiled" not in way.setting:
+            runs[way.label] = lambda clip=way.text.__self__: embed_texts(clip, flat)[0]
+        else:
+            runs[way.label] = lambda encode=way.text: torch.cat([encode(of_class) for of_class in ids])
+    times, embeddings = by_turns(runs, seconds)
+    expected = embeddings[ways[0].label]
+    for way in ways:
+        cosine = F.cosine_similarity(embeddings[way.label].float(), expected.float()).min().item()
+        whole = times[way.label].scaled(CLASSES / SAMPLED)
+        what = f"classifier, {CLASSES:,} classes x {len(templates)} templates"
+        yield Row(what, way.name, way.setting, CLASSES * len(templates), whole, cosine, extrapolated=True)
+
+
+def tokenizers(peers: Sequence[str], seconds: float) -> Iterator[Row]:
+    ways: dict[str, Callable[[], Tensor]] = {"miniclip": lambda: tokenize(SHORT)}
+    if "openai" in peers:
+        import clip
+
+        ways["openai/CLIP"] = lambda: clip.tokenize(SHORT)
+    if "open_clip" in peers:
+        import open_clip
+
+        theirs = open_clip.tokenizer.SimpleTokenizer()
+        ways["open_clip"] = lambda: theirs(SHORT)
+    if "transformers" in peers:
+        rust = _transformers_tokenizer()
+        ways["transformers"] = lambda: rust(SHORT, padding="max_length", max_length=77, return_tensors="pt").input_ids
+    times, ids = by_turns(ways, seconds)
+    for name in ways:
+        end = ids["miniclip"].argmax(dim=-1, keepdim=True)
+        counts = torch.arange(77) <= end  # transformers pads with the end token
+        equal = ((ids[name] == ids["miniclip"]) | ~counts).all(dim=1).double().mean().item()
+        yield Row(f"tokenize, {len(SHORT)} short prompts", name, "", len(SHORT), times[name], equal)
+
+
+def _transformers_tokenizer():
+    """Its Rust one, from our table: the files of a released model are not needed."""
+    from transformers import CLIPTokenizerFast
+
+    from miniclip.tokenizer import SPECIAL_TOKENS, _read_merge_file
+
+    merges, ids = _read_merge_file()
+    spelling = {i: text for text, i in ids.items()}
+    pairs = [(spelling[left], spelling[right]) for left, right in merges]
+    return CLIPTokenizerFast(vocab=ids | SPECIAL_TOKENS, merges=pairs)
+
+
+def preprocessing(model: CLIP, peers: Sequence[str], seconds: float) -> Iterator[Row]:
+    noise = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
+    image = Image.fromarray(noise)
+    ours = Preprocess(model.config.preprocess)
+    size = model.visual.input_resolution
+    ways: dict[str, Callable[[], Tensor]] = {"miniclip": lambda: ours(image)}
+    if "openai" in peers:
+        from clip.clip import _transform
+
+        theirs = _transform(size)
+        ways["openai/CLIP"] = lambda: theirs(image)
+    if "open_clip" in peers:
+        from open_clip import image_transform
+
+        transform = image_transform(size, is_train=False)
+        ways["open_clip"] = lambda: transform(image)
+    times, pixels = by_turns(ways, seconds)
+    for name in ways:
+        equal = (pixels[name] == pixels["miniclip"]).double().mean().item()
+        yield Row("preprocess, 640 x 480", name, "", 1, times[name], equal)
+
+
+def loading(model: CLIP, peers: Sequence[str], rounds: int = 3) -> Iterator[Row]:
+    """Each time in a process of its own, for its peak of memory; by turns. The file has half weights, as OpenAI's."""
+    settings = [("miniclip", "float32"), ("miniclip", "float16")]
+    settings += [(peer, "float32") for peer in peers if peer in ("openai", "transformers")]
+    with tempfile.TemporaryDirectory() as folder:
+        from miniclip.models import convert_weights
+        from miniclip.weights.load import build_model
+
+        half = convert_weights(build_model(model.state_dict(), model.config), torch.float16).state_dict()
+        save_checkpoint(model.config, half, Path(folder) / "openai.pt")
+        if "transformers" in peers:
+            save_checkpoint(model.config, half, Path(folder) / "transformers")
+        found: dict[tuple, list[dict]] = {setting: [] for setting in settings}
+        for _ in range(rounds):
+            for setting, results in found.items():
+                command = [sys.executable, "-m", "miniclip.bench.load_once", *setting, folder]
+                results.append(json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout))
+    for (peer, dtype), results in found.items():
+        times = Times.of([result["seconds"] for result in results])
+        peak = min(result["peak"] for result in results) / 1e6 if "peak" in results[0] else None
+        yield Row("load", "openai/CLIP" if peer == "openai" else peer, dtype, 1, times, peak_mb=peak)
+
+
+def machine() -> dict:
+    """What the figures depend on."""
+    model = ""
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
+    return {"cpu": model, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "platform": sys.platform,
+            "capability": torch.backends.cpu.get_cpu_capability()}  # fmt: skip
