@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
 import torch
 
+from miniclip.bench.arguments import add_arguments as add_bench_arguments
 from miniclip.config import ACTIVATIONS, MODELS, CLIPConfig
+from miniclip.conformance.options import add_compare_arguments, add_trace_arguments
 from miniclip.training.options import add_arguments as add_train_arguments
 
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
@@ -20,6 +23,7 @@ TEMPLATES = "a prompt with {} for the name, or imagenet, imagenet-7, cifar or pi
 CLASSES = "names to choose from: a .txt of lines, or a DATASET (default: all); repeated: the names that all have"
 BACKGROUND = "for transparent pictures (default: as openai/CLIP, which drops the transparency: most end up on black)"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+DTYPE = "of the arithmetic; auto: what is fastest here (default: float16 on CUDA, else float32)"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -47,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     model = argparse.ArgumentParser(add_help=False)
     model.add_argument("--model", default="ViT-B/32", help="a name from `miniclip models`, or a file or directory")
     model.add_argument("--device", type=_device, help="cpu, cuda, ... (default: CUDA where there is one)")
-    model.add_argument("--dtype", choices=DTYPES, help="of the arithmetic (default: float16 on CUDA, else float32)")
+    model.add_argument("--dtype", choices=(*DTYPES, "auto"), help=DTYPE)
     model.add_argument("--activation", choices=ACTIVATIONS, help=ACTIVATION)
 
     command = commands.add_parser("models", help="list the models that can be loaded by name")
@@ -66,6 +70,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="pictures, folders of them, .txt files")
     command.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.safetensors")
     command.add_argument("--batch-size", type=_positive, default=32, help="pictures at a time (default: 32)")
+    command.add_argument("--workers", type=_positive, help="threads that decode pictures (default: one a core)")
+    command.add_argument("--output-dtype", choices=DTYPES, default="float32", help="of the file (default: float32)")
     command.set_defaults(command=embed)
 
     command = commands.add_parser("evaluate", parents=[model], help="zero-shot accuracy and retrieval on a data set")
@@ -83,11 +89,30 @@ def _parser() -> argparse.ArgumentParser:
     add_train_arguments(command)
     command.set_defaults(command=train)
 
+    command = commands.add_parser("trace", parents=[model], help="every stage of a forward pass, for ports, to a file")
+    add_trace_arguments(command)
+    command.set_defaults(command=trace)
+
+    command = commands.add_parser("compare", help="the first stage of a port that is wrong, and why")
+    add_compare_arguments(command)
+    command.set_defaults(command=compare)
+
+    command = commands.add_parser("bench", help="speed and memory, beside openai/CLIP, open_clip and others")
+    add_bench_arguments(command)
+    command.set_defaults(command=bench)
+
     command = commands.add_parser("convert", help="rewrite a checkpoint in another format, its values unchanged")
     command.add_argument("input", metavar="IN", help="a name from `miniclip models`, or a file or directory")
     command.add_argument("output", type=Path, metavar="OUT", help=FORMATS)
     command.add_argument("--activation", choices=ACTIVATIONS, help=ACTIVATION)
     command.set_defaults(command=convert)
+
+    command = commands.add_parser("export", help="write both towers as ONNX, or as torch.export's programs")
+    command.add_argument("--model", default="ViT-B/32", help="a name from `miniclip models`, or a file or directory")
+    command.add_argument("--activation", choices=ACTIVATIONS, help=ACTIVATION)
+    command.add_argument("--format", choices=("onnx", "torch"), default="onnx", help="(default: onnx)")
+    command.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="a new directory")
+    command.set_defaults(command=export)
     return parser
 
 
@@ -192,6 +217,7 @@ def _plot_probabilities(results: list[tuple[Path, dict[str, float]]], output: Pa
 
 def embed(options: argparse.Namespace) -> int:
     from miniclip.embed import embed_images, embed_texts
+    from miniclip.training.distributed import is_main, setup
     from miniclip.weights.convert import save_tensors
 
     if options.output.suffix != ".safetensors":
@@ -201,17 +227,24 @@ def embed(options: argparse.Namespace) -> int:
     images, texts = _inputs(options.paths)
     if not images and not texts:
         raise UsageError(f"there are no pictures or lines of text in {', '.join(map(str, options.paths))}")
+    if "RANK" in os.environ:  # started by torchrun
+        options.device = setup(options.device and options.device.type)
     model, preprocess = _load(options)
+    dtype = DTYPES[options.output_dtype]
     tensors, metadata = {}, {"model": str(options.model)}
     rejected = []
     if images:
-        tensors["images"], faults = embed_images(model, preprocess, images, options.batch_size)
+        tensors["images"], faults = embed_images(
+            model, preprocess, images, options.batch_size, dtype=dtype, workers=options.workers
+        )
         metadata["images"] = json.dumps([str(path) for i, path in enumerate(images) if i not in faults])
         rejected += faults.values()
     if texts:
-        tensors["texts"], faults = embed_texts(model, [text for _, text in texts])
+        tensors["texts"], faults = embed_texts(model, [text for _, text in texts], dtype=dtype)
         metadata["texts"] = json.dumps([text for i, (_, text) in enumerate(texts) if i not in faults])
         rejected += [f"{texts[i][0]}: {fault}" for i, fault in faults.items()]
+    if not is_main():
+        return 0
     save_tensors(tensors, options.output, metadata)
     print(", ".join(f"{len(tensor)} {name}" for name, tensor in tensors.items()), "->", options.output)
     return _report(rejected, len(images) + len(texts))
@@ -279,6 +312,52 @@ def train(options: argparse.Namespace) -> int:
     return 0
 
 
+def trace(options: argparse.Namespace) -> int:
+    from miniclip.conformance.files import TraceError
+    from miniclip.conformance.options import run_trace
+
+    if options.image is None and options.text is None:
+        raise UsageError("there is nothing to trace: give --image, --text or both")
+    if options.output is None and options.plot is None:
+        raise UsageError("there is nothing to do: give --output or --plot")
+    if options.output and (options.output.suffix != ".safetensors" or not options.output.parent.is_dir()):
+        raise UsageError(f"--output is {options.output}; expected a name that ends in .safetensors, in a folder")
+    if options.plot:
+        if options.image is None:
+            raise UsageError("--plot draws the attention over a picture: give --image")
+        _check_plot(options.plot)
+    model, _ = _load(options)
+    try:
+        return run_trace(model, options)
+    except TraceError as error:
+        raise UsageError(str(error)) from error
+
+
+def compare(options: argparse.Namespace) -> int:
+    from miniclip.conformance.files import TraceError
+    from miniclip.conformance.options import run_compare
+
+    try:
+        return run_compare(options)
+    except TraceError as error:
+        raise UsageError(str(error)) from error
+
+
+def bench(options: argparse.Namespace) -> int:
+    from miniclip.bench.run import run
+
+    for file in (options.json, options.plot):
+        if file and not file.parent.is_dir():
+            raise UsageError(f"there is no folder {file.parent} for {file}")
+    if options.plot:
+        _check_plot(options.plot)
+    try:
+        run(options)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return 0
+
+
 def convert(options: argparse.Namespace) -> int:
     from miniclip.weights.convert import save_checkpoint
     from miniclip.weights.load import open_checkpoint
@@ -289,10 +368,25 @@ def convert(options: argparse.Namespace) -> int:
     return 0
 
 
+def export(options: argparse.Namespace) -> int:
+    from miniclip.export import ExportError, check_installed, export_model
+    from miniclip.weights import load
+
+    try:
+        check_installed(options.format)  # before a model is downloaded
+        model, _ = load(options.model, device="cpu", dtype=torch.float32, activation=options.activation)
+        export_model(model, options.output, options.format, name=str(options.model))
+    except (ExportError, ImportError) as error:
+        raise UsageError(str(error)) from error
+    print(f"{options.model} -> {', '.join(str(file) for file in sorted(options.output.iterdir()))}")
+    return 0
+
+
 def _load(options: argparse.Namespace):
     from miniclip.weights import load
 
-    return load(options.model, options.device, dtype=DTYPES.get(options.dtype), activation=options.activation)
+    dtype = DTYPES.get(options.dtype, options.dtype)  # None and "auto" are what load() takes too
+    return load(options.model, options.device, dtype=dtype, activation=options.activation)
 
 
 def _report(rejected: list[str], total: int) -> int:

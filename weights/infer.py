@@ -29,7 +29,7 @@ FOREIGN = {
     "text.transformer.embeddings.": "OpenCLIP's Hugging Face text tower, which is not an architecture of ours",
     "visual.trunk.": "OpenCLIP's timm image tower, which is not an architecture of ours",
     "visual.attn_pool.": "OpenCLIP's attentional pooler, which is not an architecture of ours",
-    "image_encoder.": "Apple's MobileCLIP, which is not an architecture of ours",
+    "image_encoder.": "Apple's MobileCLIP, to be loaded as the file they are in",
     "logit_bias": "a SigLIP model, which is not an architecture of ours",
 }
 

@@ -11,9 +11,13 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from miniclip.config import MODELS, CLIPConfig
-from miniclip.models import CLIP, convert_weights
+from miniclip.config_mobileclip import MOBILECLIP, MobileCLIPConfig
+from miniclip.kernels.dispatch import check_backend
+from miniclip.models import CLIP, convert_weights, set_backend
+from miniclip.models.mobileclip import MobileCLIP
 from miniclip.preprocess import Preprocess
-from miniclip.weights import huggingface, openclip
+from miniclip.rates import fastest_dtype
+from miniclip.weights import huggingface, mobileclip, openclip
 from miniclip.weights.download import download
 from miniclip.weights.errors import CheckpointError
 from miniclip.weights.files import read_file
@@ -24,8 +28,8 @@ EMBEDDED = {"tiny-ViT": Path(__file__).with_name("tiny-ViT.safetensors.gz")}  # 
 
 
 def available_models() -> list[str]:
-    """The names that `load` takes: OpenAI's nine models, then what comes with the package."""
-    return [*MODELS, *EMBEDDED]
+    """The names that `load` takes: OpenAI's nine models, Apple's MobileCLIPs, then what comes with the package."""
+    return [*MODELS, *MOBILECLIP, *EMBEDDED]
 
 
 def load(
@@ -34,7 +38,7 @@ def load(
     jit: bool = False,
     download_root: str | Path | None = None,
     *,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     backend: str | None = None,
     activation: str | None = None,
 ) -> tuple[CLIP, Preprocess]:
@@ -45,8 +49,10 @@ def load(
     device         where the model goes; None: CUDA where there is one, else the CPU
     jit            there only for its position; True is an error
     download_root  where OpenAI's files are cached; None: ~/.cache/clip, as openai/CLIP
-    dtype          of the arithmetic, see `convert_weights`; None: float16 on CUDA, else float32, as openai/CLIP
-    backend        "torch", or None, which is the same as long as there are no Triton kernels
+    dtype          of the arithmetic, see `convert_weights`; None: float16 on CUDA, else float32, as openai/CLIP;
+                   "auto": the fastest of float32, float16 and bfloat16, as measured now, which it prints
+    backend        "torch"; "triton", on CUDA in half precision; None: Triton where it was measured to be faster. See
+                   `miniclip.models.set_backend`, which switches a loaded model
     activation     "quick_gelu" or "gelu", for a file that can't say; None: what a directory states, else quick_gelu
 
     The model is in eval mode and no longer needs the file. Raises CheckpointError if the file is missing, broken,
@@ -54,19 +60,21 @@ def load(
     """
     if jit:
         raise ValueError("jit=True: archives are never executed here; call torch.compile(model) on what load() returns")
-    if backend == "triton":
-        raise ValueError('backend="triton": there are no Triton kernels in this version; use backend="torch" or None')
-    if backend not in (None, "torch"):
-        raise ValueError(f'backend is {backend!r}; expected "torch", "triton" or None')
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(device)
     if dtype is None:
         dtype = torch.float16 if device.type == "cuda" else torch.float32
+    elif dtype == "auto":
+        dtype = fastest_dtype(device)
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f'dtype is {dtype!r}; expected a torch.dtype, "auto" or None')
+    check_backend(backend, device, dtype)  # before anything is downloaded
 
     config, tensors = open_checkpoint(name, download_root, activation)
     with _naming(name):
-        return build_model(tensors, config, dtype=dtype, device=device), Preprocess(config.preprocess)
+        model = build_model(tensors, config, dtype=dtype, device=device)
+    return set_backend(model, backend), Preprocess(config.preprocess)
 
 
 def build_model(
@@ -82,7 +90,8 @@ def build_model(
     `dtype` says otherwise. Raises CheckpointError that lists every missing, unexpected or misshapen tensor.
     """
     if config is None:
-        config = infer_config(shapes_of(state_dict))
+        mobile = mobileclip.recognises(state_dict)
+        config = mobileclip.infer(shapes_of(state_dict)) if mobile else infer_config(shapes_of(state_dict))
     model = blank_model(config, dtype)
     targets = model.state_dict()
     check_names(shapes_of(targets), shapes_of(state_dict))
@@ -99,7 +108,7 @@ def build_model(
 def blank_model(config: CLIPConfig, dtype: torch.dtype) -> CLIP:
     """A model on PyTorch's meta device: shapes and dtypes, without memory or values."""
     with torch.device("meta"), _Uninitialized():
-        return convert_weights(CLIP(config), dtype)
+        return convert_weights((MobileCLIP if isinstance(config, MobileCLIPConfig) else CLIP)(config), dtype)
 
 
 class _Uninitialized(TorchFunctionMode):
@@ -124,7 +133,10 @@ def open_checkpoint(
         raise CheckpointError(f"{path} is a directory without config.json or open_clip_config.json: name a file in it")
     else:
         with _naming(path):
-            tensors = _canonical(read_file(path))
+            tensors = read_file(path)
+            if name in MOBILECLIP or mobileclip.recognises(tensors):
+                return mobileclip.read(tensors, MOBILECLIP.get(name), activation)
+            tensors = _canonical(tensors)
             return infer_config(shapes_of(tensors), activation or "quick_gelu"), tensors
 
     config = directory.read_config(path)
@@ -132,7 +144,10 @@ def open_checkpoint(
     if activation is not None and stated != {activation}:
         raise CheckpointError(f"{path} states {' and '.join(sorted(stated))}, not {activation}: leave activation= out")
     with _naming(path):
-        return config, _canonical(read_file(directory.weight_file(path)))
+        tensors = read_file(directory.weight_file(path))
+        if isinstance(config, MobileCLIPConfig):
+            return mobileclip.read(tensors, config, activation)
+        return config, _canonical(tensors)
 
 
 def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
@@ -145,7 +160,7 @@ def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 def _locate(name: str | Path, download_root: str | Path | None) -> Path:
     if name in EMBEDDED:
         return EMBEDDED[name]
-    if name in MODELS:
+    if name in MODELS or name in MOBILECLIP:
         return download(name, download_root)
     if not Path(name).exists():
         models = ", ".join(available_models())

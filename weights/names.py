@@ -34,6 +34,9 @@ class Row(NamedTuple):
     transform: Transform
 
 
+Table = tuple[Row, ...]
+
+
 def _row(canonical: str, *foreign: str, transform: Transform = SAME) -> Row:
     return Row(canonical, foreign, transform)
 
@@ -132,46 +135,53 @@ class Converted(Mapping[str, Tensor]):
 
     def _convert(self, name: str, view: Callable[[Tensor], Tensor]) -> Tensor:
         function, sources = self._plan[name]
-        tensors = [view(self._tensors[source]) for source in sources]
+        if isinstance(self._tensors, Converted):
+            tensors = [self._tensors._convert(source, view) for source in sources]
+        else:
+            tensors = [view(self._tensors[source]) for source in sources]
         try:
             return function(*tensors)
+        except CheckpointError:
+            raise
         except RuntimeError:
             got = ", ".join(f"{source} {list(t.shape)}" for source, t in zip(sources, tensors, strict=True))
             raise CheckpointError(f"{name} can't be made from tensors of these shapes: {got}") from None
 
 
-def to_canonical(layout: str, tensors: Mapping[str, Tensor]) -> Converted:
-    """OpenAI's names for tensors that are named as in `layout`, a key of `LAYOUTS`.
+def to_canonical(layout: str, tensors: Mapping[str, Tensor], table: Table | None = None) -> Converted:
+    """OpenAI's names for tensors that are named as in `layout`, a key of `LAYOUTS` unless its `table` is given.
 
     CheckpointError lists names that the layout does not have, or that are missing beside the ones it goes with.
     """
     plan, names = {}, set(tensors)
-    for row, filling in _rows(layout, tensors, lambda row: row.foreign):
+    for row, filling in _rows(layout, table, tensors, lambda row: row.foreign):
         sources = tuple(_fill(name, filling) for name in row.foreign)
         plan[_fill(row.canonical, filling)] = (row.transform.to_canonical, sources)
     _refuse("missing", layout, [name for _, sources in plan.values() for name in sources if name not in names])
     return Converted(tensors, plan)
 
 
-def from_canonical(layout: str, tensors: Mapping[str, Tensor]) -> Converted:
-    """The names of `layout`, a key of `LAYOUTS`, for tensors that have OpenAI's.
+def from_canonical(layout: str, tensors: Mapping[str, Tensor], table: Table | None = None) -> Converted:
+    """The names of `layout`, a key of `LAYOUTS` unless its `table` is given, for tensors that have OpenAI's.
 
     CheckpointError lists names that have no place in the layout.
     """
     plan = {}
-    for row, filling in _rows(layout, tensors, lambda row: (row.canonical,)):
+    for row, filling in _rows(layout, table, tensors, lambda row: (row.canonical,)):
         for i, name in enumerate(row.foreign):
             plan[_fill(name, filling)] = (partial(row.transform.from_canonical, i=i), (_fill(row.canonical, filling),))
     return Converted(tensors, plan)
 
 
-def _rows(layout: str, names: Iterable[str], side: Callable[[Row], tuple[str, ...]]) -> dict[tuple, None]:
+def _rows(
+    layout: str, table: Table | None, names: Iterable[str], side: Callable[[Row], tuple[str, ...]]
+) -> dict[tuple, None]:
     """The rows that `names` of one side belong to, each with what its wildcards stand for; in order, none twice."""
     found, unknown = {}, []
     for name in names:
         if name in IGNORED:
             continue
-        for row in LAYOUTS[layout]:
+        for row in table or LAYOUTS[layout]:
             match = next(filter(None, (_regex(pattern).fullmatch(name) for pattern in side(row))), None)
             if match:
                 found[row, match.groups()] = None
