@@ -14,6 +14,7 @@ Where ports go wrong, with the largest error seen in a channel, of 255:
   tensor libraries have a = -0.75.
 - Pillow filters along the width first, then along the height, and rounds and clips to 0..255 after each. Floats all the
   way: 13. Its weights are fixed point, of 22 bits: a float filter that rounds likewise is off by 1 in a few of 10,000.
+  From Pillow 13 the height comes first for pictures over twice as tall as wide that are made smaller: 10.
 - RGB comes after the resize. RGBA and LA are filtered with the colour multiplied by alpha, and alpha is then dropped;
   palette and 1-bit images are resized with the nearest neighbour. Converted first: 254 (RGBA), 75 (palette).
 - The longer side is rounded down, the crop's offset half to even (see `center_crop`). Rounded down instead: 110.
