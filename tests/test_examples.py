@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from miniclip import load, tokenize
+from miniclip.config import ResNetConfig
 from miniclip.preprocess import open_image
+from miniclip.weights.load import EMBEDDED
 
 ROOT = Path(__file__).parents[1]
 IMAGES = sorted((ROOT / "examples" / "images").glob("*.png"))
@@ -41,14 +43,14 @@ def test_a_missing_picture_is_named():
     assert "can't open the image nowhere.png" in done.stderr
 
 
-@pytest.fixture(scope="module")
-def tiny_vit():
-    return load("tiny-ViT", device="cpu")
+@pytest.fixture(scope="module", params=EMBEDDED)
+def tiny(request):
+    return load(request.param, device="cpu")
 
 
-def test_tiny_vit_names_unseen_drawings(tiny_vit):
-    """Twelve drawings of a set that it was not trained on; with shuffled weights it would name one of them."""
-    model, preprocess = tiny_vit
+def test_tiny_models_name_unseen_drawings(tiny):
+    """Twelve drawings of a set that they were not trained on; with shuffled weights they would name one of them."""
+    model, preprocess = tiny
     names = [path.stem.replace("-", " ") for path in IMAGES]
     with torch.inference_mode():
         logits, _ = model(torch.stack([preprocess(open_image(path)) for path in IMAGES]), tokenize(names))
@@ -56,11 +58,18 @@ def test_tiny_vit_names_unseen_drawings(tiny_vit):
     assert (logits.argmax(dim=1) == torch.arange(12)).sum() >= 10
 
 
-def test_tiny_vit_is_a_clip_in_everything_but_size(tiny_vit):
-    model, _ = tiny_vit
+def test_tiny_models_are_clips_in_everything_but_size(tiny):
+    model, _ = tiny
     assert (model.vocab_size, model.context_length, model.visual.input_resolution) == (49408, 77, 64)
-    for transformer in (model.config.vision.transformer, model.config.text.transformer):
-        assert transformer.width == 64 * transformer.heads  # as openai/CLIP's build_model assumes
+    vision, transformers = model.config.vision, [model.config.text.transformer]
+    if isinstance(vision, ResNetConfig):
+        assert 32 * vision.width == 64 * vision.heads  # as openai/CLIP's build_model assumes
+    else:
+        transformers.append(vision.transformer)
+    for transformer in transformers:
+        assert transformer.width == 64 * transformer.heads  # likewise
         assert transformer.activation == "quick_gelu"
     unused = ~model.token_embedding.weight.any(dim=1)
     assert 40_000 < unused.sum() < 45_000
+    for file in EMBEDDED.values():
+        assert file.stat().st_size < 16e6

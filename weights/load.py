@@ -24,7 +24,9 @@ from miniclip.weights.files import read_file
 from miniclip.weights.infer import check_names, infer_config
 from miniclip.weights.names import Converted, layout_of, to_canonical
 
-EMBEDDED = {"tiny-ViT": Path(__file__).with_name("tiny-ViT.safetensors.gz")}  # comes with the package
+EMBEDDED = {  # comes with the package
+    name: Path(__file__).with_name(f"{name}.safetensors.gz") for name in ("tiny-ViT", "tiny-RN")
+}
 
 
 def available_models() -> list[str]:
@@ -45,10 +47,10 @@ def load(
     """Load a model and the preprocessing that goes with it, as `clip.load` does. Nothing in the file is executed.
 
     name           one of `available_models()`; or the path of an OpenAI TorchScript archive, of a state dict (.pt,
-                   .pth, .safetensors), or of a Hugging Face or OpenCLIP directory
+                   .pth, .safetensors; also a MobileCLIP's, folded or not), or of a Hugging Face or OpenCLIP directory
     device         where the model goes; None: CUDA where there is one, else the CPU
     jit            there only for its position; True is an error
-    download_root  where OpenAI's files are cached; None: ~/.cache/clip, as openai/CLIP
+    download_root  where downloaded files are cached; None: ~/.cache/clip, as openai/CLIP
     dtype          of the arithmetic, see `convert_weights`; None: float16 on CUDA, else float32, as openai/CLIP;
                    "auto": the fastest of float32, float16 and bfloat16, as measured now, which it prints
     backend        "torch"; "triton", on CUDA in half precision; None: Triton where it was measured to be faster. See
@@ -90,8 +92,8 @@ def build_model(
     `dtype` says otherwise. Raises CheckpointError that lists every missing, unexpected or misshapen tensor.
     """
     if config is None:
-        mobile = mobileclip.recognises(state_dict)
-        config = mobileclip.infer(shapes_of(state_dict)) if mobile else infer_config(shapes_of(state_dict))
+        infer = mobileclip.infer if mobileclip.is_ours(state_dict) else infer_config
+        config = infer(shapes_of(state_dict))
     model = blank_model(config, dtype)
     targets = model.state_dict()
     check_names(shapes_of(targets), shapes_of(state_dict))
