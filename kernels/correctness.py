@@ -5,6 +5,7 @@ Runs on a GPU, or on a CPU in Triton's interpreter, on smaller shapes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -27,8 +28,8 @@ TOLERANCE = {torch.float16: 5e-4, torch.bfloat16: 4e-3, torch.float32: 2e-6}
 # Absolute, of a softmax in float32, whatever the embeddings' dtype: float32 rounds a logit of 50 by up to 1.9e-6, which
 # is then the probability's relative error, and there are two or three such roundings.
 PROBABILITY = 4e-6
-# Relative, of the contrastive loss, and of its gradients in float32; the scale's gets twice that.
-LOSS = 5e-6
+LOSS = 5e-6  # relative, of the contrastive loss, and of the embeddings' gradients in float32
+SCALE_GRADIENT = 1e-6  # absolute: it is a mean of differences of cosines, which may cancel
 
 
 class Case(NamedTuple):
@@ -74,9 +75,12 @@ def prompts(count: int, dtype: torch.dtype, device: torch.device, heads: int = 8
 
 
 def pairs(count: int, width: int, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
-    """Unit embeddings, pairs about as close as the closest strangers, and a scale: leaves for a gradient."""
-    image = F.normalize(torch.randn(count, width, device=device), dim=1)
-    text = F.normalize(image + 4 * F.normalize(torch.randn(count, width, device=device), dim=1), dim=1)
+    """Unit embeddings, pairs about as close as the closest strangers, and a scale: leaves for a gradient.
+
+    Were pairs closer the loss and its gradients would be next to nothing, and so would their relative accuracy be.
+    """
+    image, noise = (F.normalize(torch.randn(count, width, device=device), dim=1) for _ in range(2))
+    text = F.normalize(image + math.sqrt(width / (2 * math.log(count + 1))) * noise, dim=1)
     return [x.requires_grad_() for x in (image.to(dtype), text.to(dtype), torch.tensor(100.0, device=device))]
 
 
@@ -85,7 +89,7 @@ def cases(device: torch.device, dry: bool) -> Iterator[Case]:
     for dtype in (torch.float16, torch.bfloat16):
         half = {"dtype": dtype, "device": device}
         for n, length, heads, d, causal, name in DRY_ATTENTION if dry else ATTENTION:
-            yield _attention(random(n, length, 3, heads, d, **half), causal, f"{name} {n} x {length} x {heads}")
+            yield from _attention(random(n, length, 3, heads, d, **half), causal, f"{name} {n} x {length} x {heads}")
         for count in DRY_PROMPTS if dry else PROMPTS:
             yield _varlen(*prompts(count, **half, heads=2 if dry else 8), f"{count} prompts")
         for n, m, width in DRY_CLASSES if dry else CLASSES:
@@ -96,13 +100,25 @@ def cases(device: torch.device, dry: bool) -> Iterator[Case]:
             yield from _rows(random(2, count, width, **half), f"{count} x {width}")
 
 
-def _attention(qkv: Tensor, causal: bool, shape: str) -> Case:
-    def exact():
-        return ops.attention(qkv[:4].double(), causal, backend="torch")
+def _attention(qkv: Tensor, causal: bool, shape: str) -> Iterator[Case]:
+    """Forward, and the gradient, in which every implementation rounds two more matrices to half precision."""
+    few, tolerance = qkv[:4].double(), TOLERANCE[qkv.dtype]
+    weights = random(*qkv.shape[:2], qkv.shape[3] * qkv.shape[4], dtype=qkv.dtype, device=qkv.device)
 
-    pytorch = lambda: ops.attention(qkv, causal, backend="torch")  # noqa: E731
-    tolerance = TOLERANCE[qkv.dtype]
-    return Case("attention", shape, qkv.dtype, lambda: attention(qkv, causal), pytorch, exact, tolerance)
+    def pytorch(x: Tensor) -> Tensor:
+        return ops.attention(x, causal, backend="torch")
+
+    def kernel(x: Tensor) -> Tensor:
+        return attention(x, causal)
+
+    def gradient(form: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        x = x.detach().requires_grad_()
+        return torch.autograd.grad(form(x), x, weights[: len(x)].to(x.dtype))[0]
+
+    forms = lambda: kernel(qkv), lambda: pytorch(qkv), lambda: pytorch(few)
+    yield Case("attention", shape, qkv.dtype, *forms, tolerance)
+    forms = lambda: gradient(kernel, qkv), lambda: gradient(pytorch, qkv), lambda: gradient(pytorch, few)
+    yield Case("attention d qkv", shape, qkv.dtype, *forms, 3 * tolerance)
 
 
 def _varlen(qkv: Tensor, starts: Tensor, longest: int, shape: str) -> Case:
@@ -151,10 +167,10 @@ def _loss(leaves: list[Tensor], shape: str) -> Iterator[Case]:
         return chunked_contrastive_loss(*inputs, chunk=chunk)
 
     dtype, half = leaves[0].dtype, TOLERANCE[leaves[0].dtype]
-    parts = {"": (None, LOSS), " d image": (0, half), " d text": (1, half), " d scale": (2, 2 * LOSS)}
+    parts = {"": (None, LOSS), " d image": (0, half), " d text": (1, half), " d scale": (2, SCALE_GRADIENT)}
     for name, (of, tolerance) in parts.items():
         forms = part(contrastive_loss, of), part(chunked, of), part(chunked, of, double=True)
-        yield Case("contrastive_loss" + name, shape, dtype, *forms, tolerance)
+        yield Case("contrastive_loss" + name, shape, dtype, *forms, tolerance, absolute=of == 2)
 
 
 def _rows(inputs: Tensor, shape: str) -> Iterator[Case]:

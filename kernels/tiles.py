@@ -88,7 +88,13 @@ SIMILARITY: Table = {
 }
 SIMILARITY_FLOAT: Table = {name: {math.inf: Tile(32, 32, 8)} for name in ARCHITECTURES}  # without matrix units
 
-CONTRASTIVE: Table = {name: {math.inf: Tile(128, 128, 8, 2)} for name in ARCHITECTURES}
+CONTRASTIVE: Table = {
+    "sm_80": {math.inf: Tile(128, 128, 8, 2)},
+    "sm_86": {math.inf: Tile(128, 128, 8, 2)},
+    "sm_90": {math.inf: Tile(128, 128, 8, 2)},
+    "sm_100": {math.inf: Tile(128, 64, 8, 2)},  # at 128 x 128 Triton 3.6 spills
+    "gfx942": {math.inf: Tile(128, 128, 8, 2)},
+}
 # By embedding width: a program holds `rows` whole embeddings and their gradients, and `columns` of the other side.
 CONTRASTIVE_GRADIENT: Table = {
     "sm_80": {512: Tile(32, 64, 8, 2), 1024: Tile(32, 16, 8, 2)},

@@ -88,14 +88,14 @@ CONV_VIT = {
 VIT_L = ViTConfig(224, 14, _transformer(1024, 24))  # OpenAI's ViT-L/14 with the exact GELU, and a bias at the end
 
 
-def model(
+def mobileclip_config(
     vision: MCiConfig | ConvViTConfig | ViTConfig, *, mct: bool = False, bicubic: bool = False
 ) -> MobileCLIPConfig:
     """The config of a MobileCLIP with this image tower.
 
     mct: the small text tower, of MobileCLIP-S0 alone: four layers of attention between two blocks of convolution.
-    bicubic: how pictures are resized. Apple's code does it bilinearly, and OpenCLIP's table of pretrained models says so
-    of all but MobileCLIP2-L-14. Its mean and std are OpenAI's for S3, S4 and L-14, otherwise 0 and 1.
+    bicubic: how pictures are resized. Apple's code does it bilinearly, and OpenCLIP's table of pretrained models says
+    so of all but MobileCLIP2-L-14. Its mean and std are OpenAI's for S3, S4 and L-14, otherwise 0 and 1.
     """
     large = isinstance(vision, ViTConfig) or vision in (MCI["MCi3"], MCI["MCi4"])
     embed_dim = text_width = 768 if large else 512
@@ -112,20 +112,20 @@ def model(
 
 
 MOBILECLIP: dict[str, MobileCLIPConfig] = {
-    "MobileCLIP-S0": model(MCI["MCi0"], mct=True),
-    "MobileCLIP-S1": model(MCI["MCi1"]),
-    "MobileCLIP-S2": model(MCI["MCi2"]),
-    "MobileCLIP-B": model(CONV_VIT["apple"]),
-    "MobileCLIP-B-LT": model(CONV_VIT["apple"]),
-    "MobileCLIP-S3": model(MCI["MCi3"]),
-    "MobileCLIP-L-14": model(VIT_L),
-    "MobileCLIP-S4": model(MCI["MCi4"]),
-    "MobileCLIP2-S0": model(MCI["MCi0"]),
-    "MobileCLIP2-S2": model(MCI["MCi2"]),
-    "MobileCLIP2-B": model(CONV_VIT["openclip"]),
-    "MobileCLIP2-S3": model(MCI["MCi3"]),
-    "MobileCLIP2-L-14": model(VIT_L, bicubic=True),
-    "MobileCLIP2-S4": model(MCI["MCi4"]),
+    "MobileCLIP-S0": mobileclip_config(MCI["MCi0"], mct=True),
+    "MobileCLIP-S1": mobileclip_config(MCI["MCi1"]),
+    "MobileCLIP-S2": mobileclip_config(MCI["MCi2"]),
+    "MobileCLIP-B": mobileclip_config(CONV_VIT["apple"]),
+    "MobileCLIP-B-LT": mobileclip_config(CONV_VIT["apple"]),
+    "MobileCLIP-S3": mobileclip_config(MCI["MCi3"]),
+    "MobileCLIP-L-14": mobileclip_config(VIT_L),
+    "MobileCLIP-S4": mobileclip_config(MCI["MCi4"]),
+    "MobileCLIP2-S0": mobileclip_config(MCI["MCi0"]),
+    "MobileCLIP2-S2": mobileclip_config(MCI["MCi2"]),
+    "MobileCLIP2-B": mobileclip_config(CONV_VIT["openclip"]),
+    "MobileCLIP2-S3": mobileclip_config(MCI["MCi3"]),
+    "MobileCLIP2-L-14": mobileclip_config(VIT_L, bicubic=True),
+    "MobileCLIP2-S4": mobileclip_config(MCI["MCi4"]),
 }
 
 

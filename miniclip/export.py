@@ -52,7 +52,8 @@ class TextEncoder(nn.Module):
         with torch.device("meta"):
             self.text = TextTransformer(model.config.text, model.config.embed_dim)
         tensors = {name: tensor for name, tensor in model.state_dict().items() if name in self.text.state_dict()}
-        self.text.load_state_dict(tensors, assign=True)
+        self.text.load_state_dict(tensors, strict=False, assign=True)
+        self.text.transformer = model.transformer  # a MobileCLIP's may be another
         self.text.fast = False  # the plain form, which reads no lengths of texts
 
     def forward(self, ids: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ def matrix_rate(dtype: torch.dtype, device: str | torch.device = "cpu", rows: in
 
 
 def fastest_dtype(device: str | torch.device = "cpu") -> torch.dtype:
-    """What `load(dtype="auto")` takes: float16 on a GPU; on a CPU what is measured here, in about 0.2 s, and printed."""
+    """What `load(dtype="auto")` takes: float16 on a GPU; on a CPU what is measured here, quickly, and printed."""
     if torch.device(device).type != "cpu":
         return torch.float16
     rates = {dtype: matrix_rate(dtype, rows=16, runs=1) for dtype in (torch.float32, *HALF)}

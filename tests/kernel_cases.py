@@ -8,9 +8,9 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="Triton is not installed; it is there for Linux only")
 import miniclip.kernels.interpreter  # noqa: F401  (repairs the interpreter)
-from miniclip.kernels.correctness import LOSS, PROBABILITY, TOLERANCE
+from miniclip.kernels.correctness import LOSS, PROBABILITY, SCALE_GRADIENT, TOLERANCE
 
-__all__ = ["HALVES", "LOSS", "PROBABILITY", "TOLERANCE", "random", "relative_error"]
+__all__ = ["HALVES", "LOSS", "PROBABILITY", "SCALE_GRADIENT", "TOLERANCE", "random", "relative_error"]
 
 HALVES = [torch.float16, torch.bfloat16]
 

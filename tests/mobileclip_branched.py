@@ -1,7 +1,7 @@
 """MobileCLIP as it is trained: every branch by itself, with its BatchNorm, under OpenCLIP's names.
 
-What `miniclip.weights.mobileclip` folds is not folded here, so that the two can be compared; and the names and shapes of
-a published file come from here. `apple_names` turns them into those of Apple's files.
+What `miniclip.weights.mobileclip` folds is not folded here, so that the two can be compared; and the names and shapes
+of a published file come from here. `apple_names` turns them into those of Apple's files.
 """
 
 import re
@@ -99,7 +99,7 @@ class MapAttention(nn.Module):
         self.proj = nn.Linear(channels, channels)
 
     def forward(self, x):
-        count, channels, height, width = x.shape
+        count, channels = x.shape[:2]
         tokens = x.flatten(2).mT
         q, k, v = self.qkv(tokens).reshape(count, -1, 3, channels // 32, 32).permute(2, 0, 3, 1, 4)
         heard = (q @ k.mT * 32**-0.5).softmax(-1) @ v
@@ -137,7 +137,8 @@ class LargeKernel(nn.Module):
 class Downsample(nn.Module):
     def __init__(self, inputs, outputs, se):
         super().__init__()
-        self.proj = nn.Sequential(LargeKernel(inputs, outputs, se), MobileOne(outputs, outputs, 1, skip=True), nn.GELU())
+        pointwise = MobileOne(outputs, outputs, 1, skip=True)
+        self.proj = nn.Sequential(LargeKernel(inputs, outputs, se), pointwise, nn.GELU())
 
     def forward(self, x):
         return self.proj(x)
@@ -225,7 +226,8 @@ class ViT(nn.Module):
             positions = (config.image_size // config.patch_size) ** 2 + 1
         self.cls_token = nn.Parameter(torch.empty(1, 1, width))
         self.pos_embed = nn.Parameter(torch.empty(1, positions, width))
-        self.blocks = nn.ModuleList(Block(width, config.transformer.mlp_width) for _ in range(config.transformer.layers))
+        hidden = config.transformer.mlp_width
+        self.blocks = nn.ModuleList(Block(width, hidden) for _ in range(config.transformer.layers))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, embed_dim)
 

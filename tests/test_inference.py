@@ -200,6 +200,14 @@ def replaced(model):
     model.visual.transformer.resblocks[0].mlp.c_fc = Adapted(128, 512)
 
 
+def without_bias(model):
+    model.visual.transformer.resblocks[0].mlp.c_fc = torch.nn.Linear(128, 512, bias=False).eval()
+
+
+def with_bias(model):
+    model.visual.conv1 = torch.nn.Conv2d(3, 128, 8, 8).eval()
+
+
 def partly_in_training(model):
     model.visual.ln_pre.train()
 
@@ -208,7 +216,10 @@ def reparametrised(model):
     torch.nn.utils.parametrizations.weight_norm(model.visual.transformer.resblocks[0].mlp.c_fc)
 
 
-@pytest.mark.parametrize("change", [hooked, pre_hooked, patched, replaced, partly_in_training, reparametrised])
+CHANGES = [hooked, pre_hooked, patched, replaced, without_bias, with_bias, partly_in_training, reparametrised]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_a_tower_that_somebody_changed_runs_plainly(change, calls):
     model = seeded_model("vit")
     change(model)

@@ -212,5 +212,5 @@ def test_errors():
             attention(qkv)
     with pytest.raises(ValueError, match=r"cu_seqlens is torch.int64 \[3\] on cpu; expected torch.int32"):
         attention_varlen(good(5, 3, 4, 64), torch.tensor([0, 2, 5]), 3)
-    with pytest.raises(RuntimeError, match="miniclip::attention_varlen"):
+    with pytest.raises(RuntimeError, match=r"backward through miniclip\.attention_varlen"):
         attention_varlen(good(5, 3, 4, 64).requires_grad_(), starts_of([2, 3]), 3).sum().backward()

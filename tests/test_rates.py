@@ -35,5 +35,5 @@ def test_the_fastest_is_taken_and_named(float32, float16, bfloat16, chosen, monk
 def test_load_takes_auto(monkeypatch):
     monkeypatch.setattr(rates, "matrix_rate", lambda dtype, rows, runs: GIGA * (dtype == torch.bfloat16))
     assert load("tiny-ViT", device="cpu", dtype="auto")[0].dtype == torch.bfloat16
-    with pytest.raises(ValueError, match="dtype is 'fast'; expected a torch.dtype"):
+    with pytest.raises(ValueError, match=r"dtype is 'fast'; expected a torch\.dtype"):
         load("tiny-ViT", dtype="fast")

@@ -303,9 +303,9 @@ def test_two_processes_train_as_one(options, tmp_path):
     assert [line["step"] for line in log(plain) if "loss" in line] == [1, 2, 3]  # one process writes
 
 
-@pytest.mark.slow  # about half a minute of training
-def test_shapes_never_seen_are_named(options, tmp_path):
-    folder = tmp_path / "many"
-    create_synthetic(folder, train=100, val=10)
-    train(replace(options, data=str(folder / "train.json"), val=str(folder / "val.json"), steps=300, batch_size=64))
+@pytest.mark.slow  # minutes of training, as `miniclip train --create-synthetic --epochs 3 --model-size tiny`
+def test_shapes_never_seen_are_named(tmp_path):
+    folder = str(tmp_path / "shapes")
+    options = TrainOptions(data=folder, create_synthetic=True, epochs=3, model_size="tiny", output=str(tmp_path / "run"))
+    train(replace(options, device="cpu", threads=torch.get_num_threads()))
     assert log(options)[-1]["val_image_top1"] > 0.9

@@ -1,11 +1,13 @@
-"""OpenAI's released files: where they are, and how to get one without ever using a broken one.
+"""OpenAI's and Apple's released files: where they are, and how to get one without ever using a broken one.
 
 A file gets its final name only after its sha256 was checked. Until then its bytes are in `<file>.part`, which outlives
 a cut connection, a full disk or a kill, and is continued by the next call. `<file>.lock` keeps a second process waiting
-meanwhile.
+meanwhile. Where no sha256 is published, that of the first file that came, if it is large enough, is written to
+`<file>.sha256`, and expected from then on.
 
 Environment:
-    MINICLIP_MIRROR    base URL used instead of `OPENAI_URL`; below it the layout is the same, <sha256>/<file>
+    MINICLIP_MIRROR    base URL used instead of `OPENAI_URL`; below it the layout is the same, <sha256>/<file>. Apple's
+                       files are <file> there
     MINICLIP_OFFLINE   1: never use the network
     http_proxy, https_proxy, no_proxy: as everywhere
 """
@@ -22,7 +24,7 @@ import time
 import warnings
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 from urllib import request
 from urllib.error import HTTPError, URLError
 
@@ -52,6 +54,40 @@ OPENAI_FILES: dict[str, tuple[str, str]] = {
     "ViT-L/14@336px": ("ViT-L-14-336px.pt", "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02"),
 }
 
+APPLE_URL = "https://docs-assets.developer.apple.com/ml-research/datasets/mobileclip"
+HUGGING_FACE_URL = "https://huggingface.co/apple/{}/resolve/main"
+
+
+class AppleFile(NamedTuple):
+    url: str
+    least: int  # bytes: two for each of the model's parameters
+    sha256: str | None = None
+
+
+# From ml-mobileclip's get_pretrained_models.sh and README; mobileclip_l14.pt is named as its second generation's is.
+_S0_SHA256 = "809b408eff74f8058843e86a1f92967097d42ba782450e85b8f4867b7f0ca0b7"
+MOBILECLIP_FILES: dict[str, AppleFile] = {
+    "MobileCLIP-S0": AppleFile(f"{APPLE_URL}/mobileclip_s0.pt", 107_695_362, _S0_SHA256),
+    "MobileCLIP-S1": AppleFile(f"{APPLE_URL}/mobileclip_s1.pt", 169_938_434),
+    "MobileCLIP-S2": AppleFile(f"{APPLE_URL}/mobileclip_s2.pt", 198_485_634),
+    "MobileCLIP-B": AppleFile(f"{APPLE_URL}/mobileclip_b.pt", 299_553_282),
+    "MobileCLIP-B-LT": AppleFile(f"{APPLE_URL}/mobileclip_blt.pt", 299_553_282),
+    **{
+        name: AppleFile(f"{HUGGING_FACE_URL.format(name)}/{file}", least)
+        for name, file, least in (
+            ("MobileCLIP-S3", "mobileclip_s3.pt", 497_771_906),
+            ("MobileCLIP-L-14", "mobileclip_l14.pt", 855_234_562),
+            ("MobileCLIP-S4", "mobileclip_s4.pt", 890_870_274),
+            ("MobileCLIP2-S0", "mobileclip2_s0.pt", 149_670_146),
+            ("MobileCLIP2-S2", "mobileclip2_s2.pt", 198_486_658),
+            ("MobileCLIP2-B", "mobileclip2_b.pt", 299_554_306),
+            ("MobileCLIP2-S3", "mobileclip2_s3.pt", 497_771_906),
+            ("MobileCLIP2-L-14", "mobileclip2_l14.pt", 855_234_562),
+            ("MobileCLIP2-S4", "mobileclip2_s4.pt", 890_870_274),
+        )
+    },
+}
+
 TIMEOUT = 30  # seconds to connect, and of silence in mid-body
 RETRY_DELAYS = (1, 2, 4, 8)  # seconds before each new try of one call
 CHUNK = 1 << 18  # bytes
@@ -72,29 +108,52 @@ class _Interrupted(OSError):
 
 
 def cached(name: str, root: str | Path | None = None) -> Path | None:
-    """The file of OpenAI's model `name` if it is there, its content unchecked."""
+    """The file of the model `name` if it is there, its content unchecked."""
     path = _path(name, root)
     return path if path.is_file() else None
 
 
 def download(name: str, root: str | Path | None = None) -> Path:
-    """The verified file of OpenAI's model `name`, downloaded unless it is in `root` already.
+    """The verified file of the model `name`, OpenAI's or Apple's, downloaded unless it is in `root` already.
 
     `root` is ~/.cache/clip by default, as in openai/CLIP. Raises ValueError for an unknown name, and DownloadError.
     """
     path = _path(name, root)
-    file, sha256 = OPENAI_FILES[name]
-    base = os.environ.get("MINICLIP_MIRROR") or OPENAI_URL
-    return fetch(f"{base.rstrip('/')}/{sha256}/{file}", path, sha256)
+    mirror = os.environ.get("MINICLIP_MIRROR", "").rstrip("/")
+    if name in OPENAI_FILES:
+        file, sha256 = OPENAI_FILES[name]
+        return fetch(f"{mirror or OPENAI_URL}/{sha256}/{file}", path, sha256)
+    apple = MOBILECLIP_FILES[name]
+    url = f"{mirror}/{path.name}" if mirror else apple.url
+    return fetch(url, path, apple.sha256) if apple.sha256 else _fetch_and_record(url, path, apple.least)
 
 
-def fetch(url: str, path: Path, sha256: str) -> Path:
-    """Makes `path` the file at `url`, unless it is that already, and returns it. Raises DownloadError."""
-    by_hand = f"By hand: get {url} (sha256 {sha256}) and put it at {path}"
+def _fetch_and_record(url: str, path: Path, least: int) -> Path:
+    """As `fetch`, of a file whose sha256 nobody published: its first one is recorded, and from then on expected."""
+    record = path.with_name(path.name + ".sha256")
+    if record.exists():
+        return fetch(url, path, record.read_text().strip())
+    fetch(url, path, None)
+    size = path.stat().st_size
+    if size < least:
+        path.unlink()
+        raise DownloadError(f"{url} gave {size:,} bytes; expected at least {least:,}: removed. Is it a web page?")
+    sha256 = sha256_of(path)
+    _say(f"no sha256 is published for {path.name}; {sha256} is written to {record.name} and expected from now on")
+    record.write_text(f"{sha256}\n")
+    return path
+
+
+def fetch(url: str, path: Path, sha256: str | None) -> Path:
+    """Makes `path` the file at `url`, unless it is that already, and returns it. Raises DownloadError.
+
+    sha256: None takes whatever file is there or comes.
+    """
+    by_hand = f"By hand: get {url} (sha256 {sha256 or 'not published'}) and put it at {path}"
     if path.exists() and not path.is_file():
         raise DownloadError(f"{path} exists and is not a regular file; move it away")
     found = sha256_of(path) if path.exists() else None
-    if found == sha256:
+    if found and sha256 in (found, None):
         return path
     if os.environ.get("MINICLIP_OFFLINE", "0") not in ("", "0"):
         fault = f"has sha256 {found}, expected {sha256}" if found else "is missing"
@@ -108,7 +167,8 @@ def fetch(url: str, path: Path, sha256: str) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(path.with_name(path.name + ".lock")):
-            if not path.exists() or sha256_of(path) != sha256:  # else another process got it while we waited
+            # If it is there now, another process got it while we waited.
+            if not path.exists() or sha256 not in (sha256_of(path), None):
                 _complete(url, part, sha256)
                 os.replace(part, path)
     except OSError as error:
@@ -127,9 +187,11 @@ def sha256_of(path: Path) -> str:
 
 
 def _path(name: str, root: str | Path | None) -> Path:
-    if name not in OPENAI_FILES:
-        raise ValueError(f"no file is known for model {name!r}; expected one of {', '.join(OPENAI_FILES)}")
-    return Path(root or "~/.cache/clip").expanduser() / OPENAI_FILES[name][0]
+    if name not in OPENAI_FILES and name not in MOBILECLIP_FILES:
+        known = ", ".join([*OPENAI_FILES, *MOBILECLIP_FILES])
+        raise ValueError(f"no file is known for model {name!r}; expected one of {known}")
+    file = OPENAI_FILES[name][0] if name in OPENAI_FILES else MOBILECLIP_FILES[name].url.rpartition("/")[2]
+    return Path(root or "~/.cache/clip").expanduser() / file
 
 
 def _size(path: Path) -> int:
@@ -161,12 +223,12 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _complete(url: str, part: Path, sha256: str) -> None:
-    """Makes `part` the whole, verified file; if bytes left by an earlier call spoil it, once more without them."""
+def _complete(url: str, part: Path, sha256: str | None) -> None:
+    """Makes `part` the whole file, verified if its sha256 is known; should bytes left by an earlier call spoil it, once
+    more without them."""
     was_begun = _size(part) > 0
     _request_until_whole(url, part)
-    got = sha256_of(part)
-    if got == sha256:
+    if sha256 is None or (got := sha256_of(part)) == sha256:
         return
     fault = f"{_size(part):,} bytes came with sha256 {got}, expected {sha256}"
     part.unlink()

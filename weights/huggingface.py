@@ -124,9 +124,6 @@ def write(tensors: Mapping[str, Tensor], config: CLIPConfig, folder: str | Path)
     """
     if not isinstance(config.vision, ViTConfig):
         raise CheckpointError("Hugging Face's CLIPModel has no ResNets: this model can't be written as one")
-    folder = Path(folder).absolute()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CheckpointError(f"{folder} exists and is not an empty directory: choose another, or remove it")
     renamed = from_canonical("huggingface", tensors)
     weights = {name: renamed[name].contiguous() for name in renamed}
     dtypes = {str(tensor.dtype).removeprefix("torch.") for tensor in weights.values()}
@@ -136,14 +133,24 @@ def write(tensors: Mapping[str, Tensor], config: CLIPConfig, folder: str | Path)
     }
     if config.text.vocab_size == tokenizer.VOCAB_SIZE:
         files |= _tokenizer_files(config.text.context_length)
+    write_directory(folder, "model.safetensors", weights, files)
+
+
+def write_directory(
+    folder: str | Path, name: str, weights: dict[str, Tensor], files: dict[str, str | dict[str, Any]]
+) -> None:
+    """Write a new directory of weights, in the file `name`, and of texts or what becomes JSON; see `write`."""
+    folder = Path(folder).absolute()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError(f"{folder} exists and is not an empty directory: choose another, or remove it")
 
     unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     try:
         unfinished.mkdir(parents=True)
-        save_file(weights, unfinished / "model.safetensors", {"format": "pt"})  # transformers insists on the format
-        for name, content in files.items():
+        save_file(weights, unfinished / name, {"format": "pt"})  # transformers insists on the format
+        for file, content in files.items():
             text = content if isinstance(content, str) else json.dumps(content, indent=2) + "\n"
-            (unfinished / name).write_text(text, encoding="utf-8")
+            (unfinished / file).write_text(text, encoding="utf-8")
         if folder.exists():
             folder.rmdir()  # os.replace can't put it over an empty directory on every system
         unfinished.replace(folder)

@@ -1,6 +1,6 @@
 """MobileCLIP's files: names of tensors, and how the branches that are there in training become one convolution each.
 
-    Apple's names  --rename-->  OpenCLIP's (timm's)  --reparameterize-->  fused  --TABLE-->  ours
+    Apple's names  --APPLE-->  OpenCLIP's and timm's  --reparameterize-->  folded  --TABLES-->  ours
 
 The algebra, for convolutions without a bias and BatchNorm (weight g, bias b, mean m, variance v) as it is in inference:
 
@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from miniclip.config_mobileclip import CONV_VIT, MCI, VIT_L, MobileCLIPConfig, model
+from miniclip.config_mobileclip import CONV_VIT, MCI, VIT_L, MobileCLIPConfig, mobileclip_config
 from miniclip.weights.errors import CheckpointError
 from miniclip.weights.names import OPENCLIP, SAME, TRANSPOSE, Converted, Row, Transform, to_canonical
 
@@ -95,7 +95,6 @@ BRANCHES = (
     (r"text\..*\.token_mixer\.mixer", {"conv_kxk", "identity"}),
     (r".*\.token_mixer\.mixer", {"conv_kxk", "conv_scale", "identity"}),
 )
-STEM_WITHOUT_SCALE = {"conv_kxk"}
 
 
 def _row(ours: str, openclip: str, transform: Transform = SAME) -> Row:
@@ -173,6 +172,11 @@ def recognises(names: Iterable[str]) -> bool:
     return any(map(SIGNS.fullmatch, names))
 
 
+def is_ours(names: Iterable[str]) -> bool:
+    """Whether the names of a MobileCLIP are those that a model of ours gives its tensors."""
+    return "visual.stem.0.weight" in names or "visual.proj_bias" in names
+
+
 def read(
     tensors: Mapping[str, Tensor], config: MobileCLIPConfig | None, activation: str | None
 ) -> tuple[MobileCLIPConfig, Mapping[str, Tensor]]:
@@ -180,10 +184,10 @@ def read(
     if activation not in (None, "gelu"):
         raise CheckpointError(f"every MobileCLIP has gelu, not {activation}: leave activation= out")
     code = None
-    if not any(name.startswith(("visual.stem.", "visual.class_embedding")) for name in tensors):
+    if not is_ours(tensors):
         code = "apple" if any(name.startswith("image_encoder.") for name in tensors) else "openclip"
         fused = reparameterize(tensors)
-        tensors = to_canonical("MobileCLIP", fused, TABLES[_tower(fused, "visual.trunk.")])
+        tensors = to_canonical("MobileCLIP", fused, TABLES[tower_of(fused, "visual.trunk.")])
     if config is None:
         config = infer(tensors.shapes() if isinstance(tensors, Converted) else _shapes(tensors), code)
     return config, tensors
@@ -193,7 +197,7 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
-def _tower(names: Iterable[str], prefix: str) -> str:
+def tower_of(names: Iterable[str], prefix: str) -> str:
     """The kind of an image tower, a key of `TABLES`."""
     if f"{prefix}cls_token" not in names and f"{prefix}class_embedding" not in names:
         return "MCi"
@@ -207,16 +211,16 @@ def infer(shapes: Mapping[str, tuple[int, ...]], code: str | None = None) -> Mob
     code: a key of `CONV_VIT`, which MobileCLIP-B is run as: that of the code which uses the file's names. L-14 of the
     first and of the second generation look alike; the second is taken, whose pictures are resized bicubically.
     """
-    kind = _tower(shapes, "visual.")
+    kind = tower_of(shapes, "visual.")
     if kind == "ViT":
-        return model(VIT_L, bicubic=True)
+        return mobileclip_config(VIT_L, bicubic=True)
     if kind == "ViT with convolutions":
         if code is None:
             raise CheckpointError(
                 "MobileCLIP-B or MobileCLIP2-B under miniclip's names: which one can't be told from tensors, so call "
                 'build_model(state_dict, MOBILECLIP["MobileCLIP-B"]) or MOBILECLIP["MobileCLIP2-B"]'
             )
-        return model(CONV_VIT[code])
+        return mobileclip_config(CONV_VIT[code])
     stages = defaultdict(set)
     for name in shapes:
         if match := re.match(r"visual\.stages\.(\d+)\.blocks\.(\d+)\.", name):
@@ -225,7 +229,7 @@ def infer(shapes: Mapping[str, tuple[int, ...]], code: str | None = None) -> Mob
     width = shapes["visual.stem.0.weight"][0] if "visual.stem.0.weight" in shapes else 0
     for tower in MCI.values():
         if (tower.widths[0], tower.blocks) == (width, blocks):
-            return model(tower, mct="transformer.resblocks.0.mixer.weight" in shapes)
+            return mobileclip_config(tower, mct="transformer.resblocks.0.mixer.weight" in shapes)
     known = "; ".join(f"{name}: {tower.widths[0]} and {tower.blocks}" for name, tower in MCI.items())
     raise CheckpointError(f"an image tower of {width} channels with {blocks} blocks a stage; expected one of {known}")
 
@@ -260,6 +264,8 @@ def _renamed(tensors: Mapping[str, Tensor]) -> Converted:
     for name in tensors:
         if not name.endswith("num_batches_tracked"):
             new = _apple_to_openclip(name, downsamples)
+            if new in plan:
+                raise CheckpointError(f"two tensors are {new}: one under Apple's name, one under OpenCLIP's")
             plan[new] = (APPLE_SHAPES.get(new, _same) if new != name else _same, (name,))
             if new != name and new.startswith("visual.trunk.head."):  # which has a bias in OpenCLIP
                 plan[new.replace("weight", "bias")] = (lambda proj: proj.new_zeros(proj.shape[1]), (name,))
@@ -292,14 +298,15 @@ def _check_branches(module: str, names: Iterable[str], large: bool) -> None:
     """Raise if a MobileOne, `module` or the mixer of a RepMixer, is not the sum that it should be."""
     if any(name.startswith("mixer.") for name in names):
         module, names = f"{module}.mixer", [name.removeprefix("mixer.") for name in names if name.startswith("mixer.")]
-    expected = next((branches for pattern, branches in BRANCHES if re.fullmatch(pattern, module)), None)
-    if expected is None:
-        return
-    if large and ".stem." in module:
-        expected = expected - {"conv_scale"}
-    got = {name.split(".")[0] for name in names}
-    if got != expected:
+    expected, got = expected_branches(module, large), {name.split(".")[0] for name in names}
+    if expected and got != expected:
         raise CheckpointError(f"{module} has branches {sorted(got)}; expected {sorted(expected)}")
+
+
+def expected_branches(module: str, large: bool) -> set[str]:
+    """Of a MobileOne; large: in MCi3 or MCi4. Empty for other modules."""
+    branches = next((branches for pattern, branches in BRANCHES if re.fullmatch(pattern, module)), set())
+    return branches - {"conv_scale"} if large and ".stem." in module else branches
 
 
 def _folded(module: str, fold: Callable[[Parts], KernelAndBias], names: tuple[str, ...], i: int, *tensors: Tensor):
@@ -319,12 +326,12 @@ def _fold(kernel: Tensor, parts: Parts, norm: str) -> KernelAndBias:
     return kernel * scale[:, None, None, None], bias - mean * scale
 
 
-def _delta(kernel: Tensor) -> Tensor:
+def delta(kernel: Tensor) -> Tensor:
     """The kernel, of the same shape, that changes nothing. An output channel sees only the inputs of its group."""
     outputs, inputs, height, width = kernel.shape
-    delta = torch.zeros_like(kernel)
-    delta[torch.arange(outputs), torch.arange(outputs) % inputs, height // 2, width // 2] = 1
-    return delta
+    same = torch.zeros_like(kernel)
+    same[torch.arange(outputs), torch.arange(outputs) % inputs, height // 2, width // 2] = 1
+    return same
 
 
 def _pad(small: Tensor, kernel: Tensor) -> Tensor:
@@ -334,13 +341,13 @@ def _pad(small: Tensor, kernel: Tensor) -> Tensor:
 
 def _mobile_one(parts: Parts) -> KernelAndBias:
     kernel, bias = _fold(parts.pop("conv_kxk.0.conv.weight"), parts, "conv_kxk.0.bn")
-    delta = _delta(kernel)
+    same = delta(kernel)
     if "conv_scale.conv.weight" in parts:
         small, more = _fold(parts.pop("conv_scale.conv.weight"), parts, "conv_scale.bn")
         kernel, bias = kernel + _pad(small, kernel), bias + more
     if "identity.weight" in parts:
-        same, more = _fold(delta, parts, "identity")
-        kernel, bias = kernel + same, bias + more
+        skip, more = _fold(same, parts, "identity")
+        kernel, bias = kernel + skip, bias + more
     return kernel, bias
 
 
@@ -348,9 +355,9 @@ def _rep_mixer(parts: Parts) -> KernelAndBias:
     mixer = {name.removeprefix("mixer."): parts.pop(name) for name in list(parts) if name.startswith("mixer.")}
     kernel, bias = _mobile_one(mixer)
     parts |= mixer  # what was not used
-    delta, scale = _delta(kernel), parts.pop("layer_scale.gamma").flatten()
-    norm_kernel, norm_bias = _fold(delta, parts, "norm.identity")
-    return delta + scale[:, None, None, None] * (kernel - norm_kernel), scale * (bias - norm_bias)
+    same, scale = delta(kernel), parts.pop("layer_scale.gamma").flatten()
+    norm_kernel, norm_bias = _fold(same, parts, "norm.identity")
+    return same + scale[:, None, None, None] * (kernel - norm_kernel), scale * (bias - norm_bias)
 
 
 def _large_kernel(parts: Parts) -> KernelAndBias:
@@ -361,7 +368,7 @@ def _large_kernel(parts: Parts) -> KernelAndBias:
 
 def _position(parts: Parts) -> KernelAndBias:
     kernel = parts.pop("weight")
-    return kernel + _delta(kernel), parts.pop("bias")
+    return kernel + delta(kernel), parts.pop("bias")
 
 
 def _conv_norm(parts: Parts) -> KernelAndBias:

@@ -5,6 +5,7 @@ Their config can describe many architectures. Each of its fields stands in one o
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from miniclip.config import (
@@ -17,6 +18,7 @@ from miniclip.config import (
     TransformerConfig,
     ViTConfig,
 )
+from miniclip.weights import mobileclip_openclip
 from miniclip.weights.errors import CheckpointError
 from miniclip.weights.fields import MAX_LAYERS, Fields
 
@@ -116,6 +118,10 @@ def read_config(folder: Path) -> CLIPConfig:
     """
     fields = Fields.read(folder / "open_clip_config.json")
     model = _section(fields, "model_cfg")
+    if model.section("vision_cfg").values.get("timm_model_name") in mobileclip_openclip.TIMM:
+        config = mobileclip_openclip.read_config(model)
+        preprocess = _read_preprocess(_section(fields, "preprocess_cfg", {}), config.vision.image_size)
+        return replace(config, preprocess=preprocess)
     activation = "quick_gelu" if model.one_of("quick_gelu", (True, False), False) else "gelu"
     vision = _read_vision(_section(model, "vision_cfg"), activation)
     return CLIPConfig(

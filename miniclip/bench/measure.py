@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 ROUNDS = 3  # at the least, however long they take
 MOST_ROUNDS = 200
+PAUSE = 0.03  # seconds; threads that wait for more work keep a core busy for a while, onnxruntime's for instance
 
 
 @dataclass(frozen=True)
@@ -34,15 +35,20 @@ class Times:
 
 
 def by_turns(ways: Mapping[str, Callable[[], object]], seconds: float) -> tuple[dict[str, Times], dict[str, object]]:
-    """Run each way once to warm up, then all of them in rounds for about `seconds`; also what each returned first."""
+    """Run each way once to warm up, then all of them in rounds for about `seconds`; also what each returned first.
+
+    Each round begins with another way, and before each is a pause: nobody always runs in the wake of the same one.
+    """
     results = {name: run() for name, run in ways.items()}
     taken: dict[str, list[float]] = {name: [] for name in ways}
     until = time.perf_counter() + seconds
     for done in range(MOST_ROUNDS):
         if done >= ROUNDS and time.perf_counter() > until:
             break
-        for name, run in ways.items():
+        order = list(ways)
+        for name in order[done % len(order) :] + order[: done % len(order)]:
+            time.sleep(PAUSE)
             start = time.perf_counter()
-            run()
+            ways[name]()
             taken[name].append(time.perf_counter() - start)
     return {name: Times.of(times) for name, times in taken.items()}, results

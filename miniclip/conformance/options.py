@@ -7,6 +7,7 @@ import json
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from miniclip.config_mobileclip import MobileCLIPConfig
 from miniclip.conformance.files import TraceError, load_stages, load_trace, save_trace, weights_sha256, without_padding
 from miniclip.conformance.measure import PRECISIONS
 
@@ -44,11 +45,14 @@ def run_trace(model, options: argparse.Namespace) -> int:
     except RuntimeError as error:  # a text that is too long
         raise TraceError(str(error)) from error
     if options.plot:
+        if isinstance(model.config, MobileCLIPConfig):
+            raise TraceError("--plot draws attention, which the trace of a MobileCLIP does not hold: leave it out")
         plot_attention(stages, model.config, options.plot, options.layer)
         print(options.plot)
     if options.output:
         patterns = options.only or ["*"]
-        kept = {name: x for name, x in without_padding(stages).items() if any(fnmatchcase(name, p) for p in patterns)}
+        stages = without_padding(stages) if model.transformer.causal else stages
+        kept = {name: x for name, x in stages.items() if any(fnmatchcase(name, p) for p in patterns)}
         if not kept:
             raise TraceError(f"--only {' '.join(patterns)} leaves no stage; there are {', '.join(stages)}")
         save_trace(kept, options.output, model, str(options.model))

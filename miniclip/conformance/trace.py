@@ -10,10 +10,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from miniclip.conformance import mobileclip
 from miniclip.conformance.forward import Forward, key_of
 from miniclip.conformance.rules import bands, utf8
 from miniclip.conformance.stages import PICTURE_MODES, stages, tower_of
 from miniclip.models import CLIP
+from miniclip.models.mobileclip import MobileCLIP
 from miniclip.models.transformer import Attention
 from miniclip.preprocess import Preprocess, center_crop, resize, to_pixels
 from miniclip.tokenizer import tokenize
@@ -63,6 +65,8 @@ def trace(
     if model.training:
         raise ValueError("the model is in training mode: call model.eval() first")
     known = _image_inputs(model, image) | _text_inputs(model, text)
+    if isinstance(model, MobileCLIP):
+        return mobileclip.run(model, known)
     inputs = set(known)
     towers = {"visual": image is not None, "text": text is not None, "both": image is not None and text is not None}
     names = [stage.name for stage in stages(model.config) if towers[tower_of(stage.name)]]

@@ -1,4 +1,7 @@
-"""The towers and CLIP over them. Read transformer.py, vit.py, resnet.py, text.py, then clip.py."""
+"""The towers and CLIP over them. Read transformer.py, vit.py, resnet.py, text.py, then clip.py.
+
+mobileclip.py is an annex.
+"""
 
 from miniclip.models.clip import CLIP, convert_weights, set_backend
 

@@ -58,7 +58,8 @@ def _is_untouched(module: nn.Module | None) -> bool:
     return (
         _FORWARD.get(type(module)) is type(module).forward
         and not (state["training"] or state["_forward_hooks"] or state["_forward_pre_hooks"] or "forward" in state)
-        and all(type(parameter) in (nn.Parameter, type(None)) for parameter in state["_parameters"].values())
+        and all(type(parameter) is nn.Parameter for parameter in state["_parameters"].values() if parameter is not None)
+        and (None in state["_parameters"].values()) == isinstance(module, nn.Conv2d)  # which alone have no bias
         and all(map(_is_untouched, state["_modules"].values()))
     )
 
@@ -95,9 +96,9 @@ def text_embedding(tower, text: Tensor) -> Tensor:
 
 
 def _vit(tower: VisionTransformer, image: Tensor) -> Tensor:
-    weight = tower.conv1.weight  # [D, 3, P, P]
+    weight, (down, right) = tower.conv1.weight, tower.conv1.stride  # [D, 3, P, P]; P, P
     patch = weight.shape[-1]
-    patches = image.unfold(2, patch, patch).unfold(3, patch, patch).permute(0, 2, 3, 1, 4, 5)
+    patches = image.unfold(2, patch, down).unfold(3, patch, right).permute(0, 2, 3, 1, 4, 5)
     grid = patches.flatten(3).flatten(1, 2) @ weight.flatten(1).T  # [N, L - 1, D]
     class_token = (tower.class_embedding + tower.positional_embedding[0]).to(grid.dtype)
     x = torch.cat([class_token.expand(len(grid), 1, -1), grid + tower.positional_embedding[1:].to(grid.dtype)], dim=1)
@@ -122,8 +123,8 @@ def _run_blocks(transformer: Transformer, x: Tensor, attend: Callable[[Tensor], 
 
 
 def _run_blocks_on_cpu(blocks: nn.ModuleList, x: Tensor, attend: Callable[[Tensor], Tensor], pooled) -> Tensor:
-    width, hidden_width = x.shape[1], blocks[0].mlp.c_fc.out_features
-    buffer = x.new_empty(len(x) * max(3 * width, hidden_width))
+    width = x.shape[1]
+    buffer = x.new_empty(len(x) * max(3 * width, *(block.mlp.c_fc.out_features for block in blocks)))
     for block in blocks:
         attn, mlp = block.attn, block.mlp
         qkv = buffer[: 3 * x.numel()].view(len(x), 3 * width)
@@ -133,7 +134,7 @@ def _run_blocks_on_cpu(blocks: nn.ModuleList, x: Tensor, attend: Callable[[Tenso
             heard, x = heard[pooled], x[pooled]
         _add_linear(x, heard, attn.out_proj)
 
-        hidden = buffer[: len(x) * hidden_width].view(len(x), hidden_width)
+        hidden = buffer[: len(x) * mlp.c_fc.out_features].view(len(x), -1)
         activation = ops.ACTIVATIONS[mlp.activation]
         scale = 1.702 if activation is ops.quick_gelu else 1
         torch.addmm(mlp.c_fc.bias, _norm(block.ln_2, x), mlp.c_fc.weight.T, beta=scale, alpha=scale, out=hidden)
@@ -204,7 +205,7 @@ def _conv_norm(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
     scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
     shift = norm.bias - norm.running_mean * scale
     weight = conv.weight * scale[:, None, None, None]  # in float32, also of half weights
-    return F.conv2d(x, weight.to(x.dtype), shift.to(x.dtype), conv.stride, conv.padding)
+    return F.conv2d(x, weight.to(x.dtype), shift.to(x.dtype), conv.stride, conv.padding, conv.dilation)
 
 
 def _attention_pool(pool: AttentionPool, x: Tensor) -> Tensor:
