@@ -305,7 +305,7 @@ def test_two_processes_train_as_one(options, tmp_path):
 
 @pytest.mark.slow  # minutes of training, as `miniclip train --create-synthetic --epochs 3 --model-size tiny`
 def test_shapes_never_seen_are_named(tmp_path):
-    folder = str(tmp_path / "shapes")
-    options = TrainOptions(data=folder, create_synthetic=True, epochs=3, model_size="tiny", output=str(tmp_path / "run"))
-    train(replace(options, device="cpu", threads=torch.get_num_threads()))
+    shapes, run = str(tmp_path / "shapes"), str(tmp_path / "run")
+    options = TrainOptions(data=shapes, output=run, create_synthetic=True, epochs=3, model_size="tiny", device="cpu")
+    train(options)
     assert log(options)[-1]["val_image_top1"] > 0.9
