@@ -299,6 +299,9 @@ def test_two_processes_train_as_one(options, tmp_path):
     subprocess.run([*launcher, *command], check=True)
     two = weights(plain)
     for name in one:
+        if name.endswith("attn.in_proj_bias"):  # a bias of keys has no gradient but rounding, which AdamW makes steps of
+            one[name].chunk(3)[1].zero_()
+            two[name].chunk(3)[1].zero_()
         torch.testing.assert_close(one[name], two[name], rtol=0, atol=2e-5)
     assert [line["step"] for line in log(plain) if "loss" in line] == [1, 2, 3]  # one process writes
 
