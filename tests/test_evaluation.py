@@ -52,6 +52,7 @@ class ColourModel:
 
     context_length = 77
     logit_scale = torch.tensor(0.0)
+    text_projection = torch.empty(0, 3)  # as wide as the embedding
 
     def encode_image(self, image: torch.Tensor, normalize: bool) -> torch.Tensor:
         return F.normalize(image, dim=-1)

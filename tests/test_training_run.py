@@ -166,7 +166,7 @@ def test_changed_options_are_told(options, capsys):
     train(options)
     train(replace(options, steps=2, lr=0.1))
     said = capsys.readouterr().err
-    assert "checkpoint.pt was made with lr = 0.001; going on with 0.1" in said
+    assert "checkpoint.pt was made with lr = 0.0005; going on with 0.1" in said
     assert "after step 1 of 2" in said
     assert "with steps" not in said
 
