@@ -72,6 +72,7 @@ def test_a_wrong_peer_is_seen():
     assert rows[0].share == pytest.approx(5e6 * 3 / rows[0].times.median / 1e9)
 
 
+@pytest.mark.slow  # times every row of the table
 def test_command(tmp_path, capsys):
     """Everything but loading, by ourselves, on the tiny model."""
     files = ["--json", str(tmp_path / "bench.json"), "--plot", str(tmp_path / "bench.png")]
@@ -120,6 +121,7 @@ def test_a_peer_that_is_not_installed_is_named(monkeypatch):
         peers.chosen("openai")
 
 
+@pytest.mark.slow  # builds each peer's model, or exports ours
 @pytest.mark.parametrize("peer", list(peers.MODULES))
 def test_peers_agree_live(peer):
     """Where they are installed: each gives our embeddings, in the precision that it states."""

@@ -299,7 +299,7 @@ def test_two_processes_train_as_one(options, tmp_path):
     subprocess.run([*launcher, *command], check=True)
     two = weights(plain)
     for name in one:
-        if name.endswith("attn.in_proj_bias"):  # a bias of keys has no gradient but rounding, which AdamW makes steps of
+        if name.endswith("attn.in_proj_bias"):  # keys: no gradient but rounding, which AdamW makes steps of
             one[name].chunk(3)[1].zero_()
             two[name].chunk(3)[1].zero_()
         torch.testing.assert_close(one[name], two[name], rtol=0, atol=2e-5)
