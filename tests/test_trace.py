@@ -75,7 +75,7 @@ def test_results_are_bit_for_bit_those_of_the_plain_model(models, traces, case):
 @pytest.mark.parametrize("case", CASES)
 def test_every_stage_follows_from_the_inputs_by_its_rule(models, traces, case):
     traced = traces[case]
-    forward = Forward(models[case], {name: traced[name] for name in ("image.decoded", "text.ids")})
+    forward = Forward(models[case], RULES, {name: traced[name] for name in ("image.decoded", "text.ids")})
     for name, stage in traced.items():
         error = (forward[name].double() - stage.double()).norm() / stage.double().norm()
         assert error < 1e-5, name

@@ -4,8 +4,9 @@ Read stages.py (the names), rules.py (their definitions), forward.py, trace.py, 
 mistakes/ (the catalogue).
 """
 
-from miniclip.conformance.compare import Comparison, compare
+from miniclip.conformance.compare import compare
 from miniclip.conformance.files import TraceError, load_stages, load_trace, save_trace
+from miniclip.conformance.report import Comparison
 from miniclip.conformance.trace import trace
 
 __all__ = ["Comparison", "TraceError", "compare", "load_stages", "load_trace", "save_trace", "trace"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from itertools import permutations, takewhile
 
 import numpy as np
@@ -11,45 +10,13 @@ import torch
 from torch import Tensor
 
 from miniclip.config_mobileclip import MobileCLIPConfig
-from miniclip.conformance.diagnose import Diagnosis, diagnose
+from miniclip.conformance.diagnose import diagnose
 from miniclip.conformance.files import TraceError
-from miniclip.conformance.measure import PRECISIONS, Difference, Tolerance, fit, measure, tolerance_of
+from miniclip.conformance.measure import PRECISIONS, Tolerance, fit, measure, tolerance_of
+from miniclip.conformance.report import Comparison, StageResult
 from miniclip.models import CLIP
 
 CLOSE = Tolerance(1e-3, 1e-4)  # for a hint
-
-
-@dataclass(frozen=True)
-class StageResult:
-    """One stage that the port gave."""
-
-    name: str
-    shape: tuple[int, ...]  # the port's
-    passed: bool
-    fault: str | None = None  # why it can't be measured
-    difference: Difference | None = None
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What `compare` finds. `str()` of it is the report that `miniclip compare` prints."""
-
-    stages: tuple[StageResult, ...]  # in forward order
-    first_wrong: str | None
-    not_given: tuple[str, ...] = ()  # the golden's stages between the last right one and the first wrong one
-    diagnosed: bool = False  # whether there was a model to recompute stages with
-    diagnosis: Diagnosis | None = None
-    hints: tuple[str, ...] = ()
-    unknown: tuple[str, ...] = ()  # the port's names that the golden lacks
-
-    @property
-    def passed(self) -> bool:
-        return self.first_wrong is None
-
-    def __str__(self) -> str:
-        from miniclip.conformance.report import as_text
-
-        return as_text(self)
 
 
 def compare(

@@ -12,7 +12,7 @@ from miniclip.conformance.files import TraceError
 from miniclip.conformance.forward import Forward, UnknownStageError, key_of
 from miniclip.conformance.measure import INPUTS, Tolerance, fit, measure, tolerance_of
 from miniclip.conformance.mistakes import MISTAKES, Mistake
-from miniclip.conformance.rules import picture
+from miniclip.conformance.rules import RULES, picture
 from miniclip.conformance.stages import stages, tower_of
 from miniclip.conformance.trace import trace
 from miniclip.models import CLIP
@@ -106,7 +106,7 @@ def _planted(
                 elif of not in wrong_towers and name != wrong and name in right:
                     known[name] = right[name]
             if wrong_towers:
-                yield mistake, Forward(model, known, mistake.planted, tower)
+                yield mistake, Forward(model, RULES, known, mistake.planted, tower)
 
 
 def _remaining(stage: str, planted: Tensor, golden: Tensor, mine: Tensor, tolerance: Tolerance) -> float | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from operator import attrgetter
 
 import torch
@@ -13,18 +13,18 @@ from torch import Tensor
 
 from miniclip import ops
 from miniclip.config import CLIPConfig, ResNetConfig
-from miniclip.conformance.rules import RULES, Rule
 from miniclip.conformance.stages import tower_of
 from miniclip.models import CLIP
 
 EPS = 1e-5  # of LayerNorm and BatchNorm
+Rule = Callable[["Scope"], Tensor]  # how one stage follows from others
 _BLOCK = re.compile(r"((?:visual\.)?transformer\.resblocks\.)(\d+)(.*)")
 _BOTTLENECK = re.compile(r"visual\.layer(\d)\.(\d+)(.*)")
 _STEM = re.compile(r"visual\.((conv|bn|relu)[123]|avgpool)$")
 
 
 def key_of(name: str, config: CLIPConfig) -> tuple[str, str]:
-    """The key of a stage in RULES, and the path of the block it belongs to, if it does.
+    """The key of a stage in `rules.RULES`, and the path of the block it belongs to, if it does.
 
     >>> key_of("visual.transformer.resblocks.3.attn.q", config)
     ('resblock.attn.q', 'visual.transformer.resblocks.3')
@@ -45,19 +45,22 @@ class UnknownStageError(LookupError):
 class Forward:
     """A forward pass in which a stage is computed when it is asked for, unless it is known.
 
+    rules:   how each stage is computed, by key: `rules.RULES`
     known:   stages that are given; those that get computed are added to it
-    planted: rules that replace those of RULES, by key, in one tower ("visual" or "text") or in both (None)
+    planted: rules that replace some of these, in one tower ("visual" or "text") or in both (None)
     """
 
     def __init__(
         self,
         model: CLIP,
+        rules: Mapping[str, Rule],
         known: Mapping[str, Tensor],
         planted: Mapping[str, Rule] | None = None,
         tower: str | None = None,
     ):
         self.config = model.config
         self.model = model
+        self._rules = rules
         self._known = {name: x.float() if x.is_floating_point() else x for name, x in known.items()}
         self._planted = planted or {}
         self._tower = tower
@@ -70,9 +73,9 @@ class Forward:
     def compute(self, name: str) -> Tensor:
         """A stage by its rule, also if it is known."""
         key, block = key_of(name, self.config)
-        if key not in RULES:
+        if key not in self._rules:
             raise UnknownStageError(f"{name} is not known and follows from nothing")
-        rule = RULES[key]
+        rule = self._rules[key]
         if self._tower in (None, tower_of(name)):
             rule = self._planted.get(key, rule)
         return rule(Scope(self, block))

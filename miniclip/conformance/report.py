@@ -1,12 +1,45 @@
-"""A comparison as text, and as JSON."""
+"""What a comparison found, as text and as JSON."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
-from miniclip.conformance.compare import Comparison, StageResult
+from miniclip.conformance.diagnose import Diagnosis
+from miniclip.conformance.measure import Difference
 
 MOST_NAMES = 8  # of stages that are only mentioned
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """One stage that the port gave."""
+
+    name: str
+    shape: tuple[int, ...]  # the port's
+    passed: bool
+    fault: str | None = None  # why it can't be measured
+    difference: Difference | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` finds. `str()` of it is the report that `miniclip compare` prints."""
+
+    stages: tuple[StageResult, ...]  # in forward order
+    first_wrong: str | None
+    not_given: tuple[str, ...] = ()  # the golden's stages between the last right one and the first wrong one
+    diagnosed: bool = False  # whether there was a model to recompute stages with
+    diagnosis: Diagnosis | None = None
+    hints: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()  # the port's names that the golden lacks
+
+    @property
+    def passed(self) -> bool:
+        return self.first_wrong is None
+
+    def __str__(self) -> str:
+        return as_text(self)
 
 
 def as_text(comparison: Comparison) -> str:

@@ -1,14 +1,10 @@
 """Every stage recomputed from the stages before it: `RULES` is the definition of each, as one line of code.
 
 The trace takes from here what is no tensor in the model, and checks the rest; the diagnosis replaces rules by mistakes.
-All is float32 on the CPU. A rule takes a `Scope`, which forward.py defines, and tests/test_trace.py holds each equal to
-what the model computes.
+All is float32 on the CPU, and tests/test_trace.py holds each equal to what the model computes.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,13 +14,9 @@ from torch import Tensor
 
 from miniclip import ops, preprocess
 from miniclip.config import ResNetConfig
+from miniclip.conformance.forward import Rule, Scope
 from miniclip.conformance.stages import PICTURE_MODES
 from miniclip.tokenizer import tokenize
-
-if TYPE_CHECKING:
-    from miniclip.conformance.forward import Scope
-
-Rule = Callable[["Scope"], Tensor]
 
 
 def picture(bands: Tensor) -> Image.Image:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from miniclip.conformance import mobileclip
 from miniclip.conformance.forward import Forward, key_of
-from miniclip.conformance.rules import bands, utf8
+from miniclip.conformance.rules import RULES, bands, utf8
 from miniclip.conformance.stages import PICTURE_MODES, stages, tower_of
 from miniclip.models import CLIP
 from miniclip.models.mobileclip import MobileCLIP
@@ -72,7 +72,7 @@ def trace(
     names = [stage.name for stage in stages(model.config) if towers[tower_of(stage.name)]]
     known |= _run(model, names, known.get("image.pixels"), known.get("text.ids"))
 
-    forward = Forward(model, known)
+    forward = Forward(model, RULES, known)
     for name in names:
         if name not in known and name.endswith(NEVER_IN_THE_MODEL):
             known[name] = forward[name].to(model.dtype)

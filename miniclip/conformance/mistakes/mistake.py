@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
-from miniclip.conformance.rules import Rule
+from miniclip.conformance.forward import Rule
 
 
 class Mistake(NamedTuple):

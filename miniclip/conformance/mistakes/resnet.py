@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from miniclip.conformance.forward import Scope
+from miniclip.conformance.forward import Rule, Scope
 from miniclip.conformance.mistakes.mistake import Mistake
-from miniclip.conformance.rules import Rule, pool_probabilities, shortcut, with_mean
+from miniclip.conformance.rules import pool_probabilities, shortcut, with_mean
 from miniclip.models.resnet import AttentionPool, Bottleneck, ModifiedResNet
 
 _POOL = "visual.attnpool."

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from miniclip.conformance.forward import Scope
+from miniclip.conformance.forward import Rule, Scope
 from miniclip.conformance.mistakes.mistake import Mistake
 from miniclip.conformance.mistakes.vit import misread
-from miniclip.conformance.rules import Rule, positions, row
+from miniclip.conformance.rules import positions, row
 from miniclip.models.text import TextTransformer
 
 

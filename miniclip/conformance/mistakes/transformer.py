@@ -7,9 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from miniclip import ops
-from miniclip.conformance.forward import Scope
+from miniclip.conformance.forward import Rule, Scope
 from miniclip.conformance.mistakes.mistake import Mistake
-from miniclip.conformance.rules import Rule
 from miniclip.models.transformer import MLP, Attention, ResidualAttentionBlock
 
 _LINEAR = (Attention, "self.in_proj_weight")
