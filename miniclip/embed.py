@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from PIL import Image
@@ -99,7 +100,8 @@ def stream_images(
 def stream_texts(
     model: CLIP, texts: Sequence[str], batch_size: int = 256, *, dtype: torch.dtype = torch.float32
 ) -> Iterator[Batch]:
-    """This process's share of `embed_texts`: of each `WINDOW` texts first the short ones, then the long ones.
+    """This process's share of `embed_texts`: of each `WINDOW` texts first the short ones, then the long ones, and among
+    those of a length beside each other what begins alike, which encode_text computes once for a batch.
 
     The first batch of each window also has what was rejected in the window, in every process.
     """
@@ -108,7 +110,7 @@ def stream_texts(
             window = texts[start : start + WINDOW]
             places, tokens, rejected = _tokenize(window, model.context_length)
             rejected = {start + place: why for place, why in rejected.items()}
-            order = tokens.argmax(dim=-1).argsort(stable=True)
+            order = _by_length_and_beginning(tokens)
             yield Batch([], _no_embeddings(model, dtype), rejected)
             for rows in _share(order.split(batch_size)):
                 embeddings = _encode(model, model.encode_text, tokens[rows], dtype)
@@ -129,6 +131,13 @@ def _tokenize(texts: Sequence[str], context_length: int) -> tuple[list[int], Ten
             except (ValueError, RuntimeError) as error:
                 rejected[place] = str(error)
         return places, torch.cat(rows), rejected
+
+
+def _by_length_and_beginning(tokens: Tensor) -> Tensor:
+    """An order of the rows of token ids [N, L]."""
+    lengths = tokens.argmax(dim=-1)
+    columns = tokens[:, : int(lengths.max()) + 1].T if len(tokens) else tokens.T
+    return torch.from_numpy(np.lexsort([*columns.flip(0).numpy(), lengths.numpy()]))  # the last key counts most
 
 
 def _in_threads(work: Callable[[int], object], items: Iterable[int], workers: int | None, ahead: int) -> Iterator:

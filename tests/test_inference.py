@@ -89,10 +89,56 @@ def test_texts_of_any_lengths(lengths, seed):
     assert difference(model, lambda model: model.encode_text(text[:, : max(lengths)])) <= TOLERANCE
 
 
+def alike(model: CLIP) -> torch.Tensor:
+    """Texts of 3 to 8 tokens that share 0 to all of them at their beginnings, and one of them later, too."""
+    text = ids(model, [6, 6, 8, 6, 3, 3])
+    text[1, :2], text[2, :5], text[3, :6] = text[0, :2], text[0, :5], text[0, :6]
+    text[1, 2], text[1, 3] = (text[0, 2] + 1) % (model.vocab_size - 2), text[0, 3]
+    return text
+
+
+def test_texts_that_begin_alike():
+    model = seeded_model("vit")
+    text = alike(model)
+    assert difference(model, lambda model: model.encode_text(text)) <= TOLERANCE
+    assert difference(model, lambda model: model.encode_text(text[:1].expand(20, -1))) <= TOLERANCE  # 6 tokens
+
+
+def test_what_begins_alike_is_computed_once():
+    text = torch.tensor([[1, 2, 3, 9, 0], [1, 2, 4, 9, 7], [5, 2, 3, 9, 0], [1, 2, 9, 3, 9], [1, 2, 3, 9, 8]])
+    prefix, first = inference._distinct_prefixes(text, torch.tensor([3, 3, 3, 2, 3]))
+    assert first.tolist() == [0, 10, 1, 11, 2, 7, 17, 12, 3, 8, 13]  # by place, there by what was before
+    assert torch.equal(text.flatten()[first][prefix[:3, :4]], text[:3, :4])
+    assert torch.equal(prefix[0], prefix[4]) and prefix[0, 1] == prefix[1, 1] != prefix[2, 1]
+    assert prefix[3, 2:].tolist() == [6, 6, 6] and prefix[0, 3:].tolist() == [8, 8]  # padding is its text's end
+    prefix, first = inference._distinct_prefixes(text[3:4], torch.tensor([2]))
+    assert prefix.tolist() == [[0, 1, 2, 2, 2]] and first.tolist() == [0, 1, 2]
+
+
+def test_sharing_more_than_what_begins_alike_is_seen(monkeypatch):
+    """Negative control: equal tokens at the same place, whatever was before."""
+
+    def wrong(text, end):
+        found, prefix = torch.unique(torch.arange(text.shape[1]) << 32 | text, return_inverse=True)
+        places = torch.arange(prefix.numel())
+        return prefix, found.new_empty(len(found)).scatter_reduce_(
+            0, prefix.flatten(), places, "amin", include_self=False
+        )
+
+    monkeypatch.setattr(inference, "_distinct_prefixes", wrong)
+    model = seeded_model("vit")
+    text = alike(model)
+    assert difference(model, lambda model: model.encode_text(text)) > 100 * TOLERANCE
+
+
 @pytest.mark.parametrize("case", ["vit", "vit-deep"])
 def test_the_form_for_gpus(case, monkeypatch, calls):
     """Its arithmetic, on the CPU: there it is slower."""
-    monkeypatch.setattr(inference, "_run_blocks_on_cpu", inference._run_blocks_on_gpu)
+
+    def run_blocks(transformer, x, attend, attend_once, pooled):
+        return inference._run_blocks_on_gpu(transformer.resblocks, x, attend, pooled)
+
+    monkeypatch.setattr(inference, "_run_blocks", run_blocks)
     model = seeded_model(case)
     assert difference(model, lambda model: model.encode_image(pixels(model))) <= TOLERANCE
     text = ids(model, [3, 13, 1])
@@ -147,7 +193,7 @@ def test_half_precision_stays_close_to_float32(case, dtype, calls):
 @pytest.mark.parametrize(
     ("function", "wrong"),
     [
-        ("silu", lambda x, inplace: F.gelu(x)),
+        ("silu", lambda x, inplace: torch.nn.functional.gelu(x)),
         ("layer_norm", lambda x, shape, weight, bias, eps: torch.layer_norm(x, shape, weight, bias, 1e-3)),
         ("embedding", lambda ids, weight: weight[ids.clamp(max=110)]),
     ],
