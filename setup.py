@@ -8,7 +8,9 @@ PLOT = ["matplotlib"]
 PICTOGRAMS = ["resvg-py>=0.5"]
 WEBDATASET = ["webdataset"]
 TRITON = ["triton>=3.6; platform_system == 'Linux'"]
+PROBE = ["scikit-learn"]
 ONNX = ["onnx", "onnxruntime", "onnxscript"]
+FAISS = ["faiss-cpu"]
 
 setup(
     name="miniclip",
@@ -21,7 +23,12 @@ setup(
     python_requires=">=3.10",
     packages=[*find_packages(include=["miniclip", "miniclip.*"]), "miniclip.kernels", "miniclip.weights"],
     package_dir={"miniclip.kernels": "kernels", "miniclip.weights": "weights"},
-    package_data={"miniclip": ["*.txt.gz"], "miniclip.weights": ["*.safetensors.gz", "*.md"]},
+    package_data={
+        "miniclip": ["*.txt.gz"],
+        "miniclip.search": ["gallery.html", "gallery.js"],
+        "miniclip.evaluation": ["*.txt.gz", "*.zip"],
+        "miniclip.weights": ["*.safetensors.gz", "*.md"],
+    },
     install_requires=[
         "torch>=2.11",
         "numpy",
@@ -37,7 +44,12 @@ setup(
         "webdataset": WEBDATASET,
         "triton": TRITON,
         "onnx": ONNX,
-        "test": ["pytest", "hypothesis", "ruff", "setuptools>=77", *PLOT, *PICTOGRAMS, *WEBDATASET, *ONNX, *TRITON],
+        "faiss": FAISS,
+        "probe": PROBE,
+        "test": [
+            *("pytest", "hypothesis", "ruff", "setuptools>=77"),
+            *PLOT, *PICTOGRAMS, *WEBDATASET, *ONNX, *TRITON, *PROBE, *FAISS,
+        ],  # fmt: skip
     },
     entry_points={"console_scripts": ["miniclip=miniclip.cli:main"]},
 )

@@ -14,6 +14,9 @@ from miniclip.bench.arguments import add_arguments as add_bench_arguments
 from miniclip.config import ACTIVATIONS, MODELS, CLIPConfig
 from miniclip.config_mobileclip import MOBILECLIP, PUBLISHED
 from miniclip.conformance.options import add_compare_arguments, add_trace_arguments
+from miniclip.evaluation.experiments.options import add_arguments as add_explore_arguments
+from miniclip.evaluation.options import add_arguments as add_evaluate_arguments
+from miniclip.search.options import add_index_arguments, add_search_arguments
 from miniclip.training.options import add_arguments as add_train_arguments
 
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
@@ -22,10 +25,6 @@ FORMATS = (
     "x.safetensors; x.pt, a state dict as openai/CLIP reads it; or x, a new Hugging Face directory. A MobileCLIP: with "
     "OpenCLIP's names, or as OpenCLIP's directory"
 )
-DATASETS = "a .json, .jsonl or .csv list of pictures and captions, the name first; or a folder of CLASS NAME/PICTURE"
-TEMPLATES = "a prompt with {} for the name, or imagenet, imagenet-7, cifar or pictograms; may be repeated (default: {})"
-CLASSES = "names to choose from: a .txt of lines, or a DATASET (default: all); repeated: the names that all have"
-BACKGROUND = "for transparent pictures (default: as openai/CLIP, which drops the transparency: most end up on black)"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 DTYPE = "of the arithmetic; auto: what is fastest here (default: float16 on CUDA, else float32)"
 
@@ -33,13 +32,17 @@ DTYPE = "of the arithmetic; auto: what is fastest here (default: float16 on CUDA
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, 1 if some inputs were bad, 2 if nothing could be done."""
     from miniclip.preprocess import ImageError
+    from miniclip.search import SearchError
     from miniclip.weights import CheckpointError
     from miniclip.weights.download import DownloadError
 
     options = _parser().parse_args(arguments)
     try:
         return options.command(options)
-    except (CheckpointError, DownloadError, ImageError, UsageError) as error:
+    except BrokenPipeError:  # the reader of our output has seen enough: `miniclip search ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes there
+        return 1
+    except (CheckpointError, DownloadError, ImageError, SearchError, UsageError) as error:
         print(f"miniclip: error: {error}", file=sys.stderr)
         return 2
 
@@ -52,11 +55,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="miniclip", description="CLIP in plain PyTorch.")
     commands = parser.add_subparsers(title="commands", required=True)
 
-    model = argparse.ArgumentParser(add_help=False)
-    model.add_argument("--model", default="ViT-B/32", help="a name from `miniclip models`, or a file or directory")
-    model.add_argument("--device", type=_device, help="cpu, cuda, ... (default: CUDA where there is one)")
-    model.add_argument("--dtype", choices=(*DTYPES, "auto"), help=DTYPE)
-    model.add_argument("--activation", choices=ACTIVATIONS, help=ACTIVATION)
+    model = _model_arguments("ViT-B/32", "a name from `miniclip models`, or a file or directory")
+    indexed = _model_arguments(None, "a name or path (default: the index's; for a new one, and for captions, ViT-B/32)")
+    several = "a name from `miniclip models`, a file or directory; several are compared (default: ViT-B/32)"
+    compared = _model_arguments(None, several, action="append")
 
     command = commands.add_parser("models", help="list the models that can be loaded by name")
     command.add_argument("--json", action="store_true")
@@ -78,16 +80,21 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--output-dtype", choices=DTYPES, default="float32", help="of the file (default: float32)")
     command.set_defaults(command=embed)
 
-    command = commands.add_parser("evaluate", parents=[model], help="zero-shot accuracy and retrieval on a data set")
-    command.add_argument("dataset", type=Path, metavar="DATASET", help=DATASETS)
-    command.add_argument("--template", action="append", metavar="TEXT", help=TEMPLATES)
-    command.add_argument("--classes", action="append", type=Path, metavar="FILE", help=CLASSES)
-    command.add_argument("--task", choices=("zero-shot", "retrieval"), help="(default: both; zero-shot for a folder)")
-    command.add_argument("--background", choices=("white", "grey", "black"), help=BACKGROUND)
-    command.add_argument("--json", action="store_true", help="also every picture's predicted name")
-    command.add_argument("--plot", type=Path, metavar="FILE", help="draw some right and some wrong answers")
-    command.add_argument("--seed", type=int, default=0, help="which answers are drawn (default: 0)")
+    command = commands.add_parser("index", parents=[indexed], help="make pictures searchable; again: only what is new")
+    add_index_arguments(command)
+    command.set_defaults(command=index)
+
+    command = commands.add_parser("search", parents=[indexed], help="find pictures in an index by words or pictures")
+    add_search_arguments(command)
+    command.set_defaults(command=search)
+
+    command = commands.add_parser("evaluate", parents=[compared], help="accuracy, retrieval and probes on a data set")
+    add_evaluate_arguments(command)
     command.set_defaults(command=evaluate)
+
+    command = commands.add_parser("explore", parents=[model], help="nine experiments, each with a table and a picture")
+    add_explore_arguments(command)
+    command.set_defaults(command=explore)
 
     command = commands.add_parser("train", help="train a CLIP from scratch, or fine-tune one")
     add_train_arguments(command)
@@ -118,6 +125,15 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="a new directory")
     command.set_defaults(command=export)
     return parser
+
+
+def _model_arguments(default: str | None, text: str, action: str = "store") -> argparse.ArgumentParser:
+    model = argparse.ArgumentParser(add_help=False)
+    model.add_argument("--model", default=default, action=action, help=text)
+    model.add_argument("--device", type=_device, help="cpu, cuda, ... (default: CUDA where there is one)")
+    model.add_argument("--dtype", choices=(*DTYPES, "auto", "int8"), help=DTYPE)
+    model.add_argument("--activation", choices=ACTIVATIONS, help=ACTIVATION)
+    return model
 
 
 def _device(name: str) -> torch.device:
@@ -276,28 +292,40 @@ def _inputs(paths: list[Path]) -> tuple[list[Path], list[tuple[str, str]]]:
     return images, texts
 
 
-def evaluate(options: argparse.Namespace) -> int:
-    from miniclip import evaluation
+def index(options: argparse.Namespace) -> int:
+    from miniclip.search.options import run_index
 
-    every = evaluation.TASKS[:1] if options.dataset.is_dir() else evaluation.TASKS
-    tasks = [options.task] if options.task else every
+    return run_index(options, DTYPES.get(options.dtype, options.dtype))
+
+
+def search(options: argparse.Namespace) -> int:
+    from miniclip.search.options import run_search
+
+    return run_search(options, _load)
+
+
+def evaluate(options: argparse.Namespace) -> int:
+    from miniclip.evaluation import EvaluationError
+    from miniclip.evaluation.options import run
+
     if options.plot:
-        if "zero-shot" not in tasks:
-            raise UsageError("--plot draws the answers of zero-shot, which --task leaves out")
         _check_plot(options.plot)
     try:
-        templates = evaluation.expand_templates(options.template or ["{}"])
-        examples = evaluation.read_dataset(options.dataset)
-        classes = evaluation.read_classes(*options.classes) if options.classes else None
-        model, preprocess = _load(options)
-        result = evaluation.evaluate(model, preprocess, examples, templates, classes, tasks, options.background)
-    except evaluation.EvaluationError as error:
+        total, rejected = run(options, lambda name: _load(argparse.Namespace(**vars(options) | {"model": name})))
+    except EvaluationError as error:
         raise UsageError(str(error)) from error
-    print(json.dumps(result, indent=2) if options.json else evaluation.table(result))
-    if options.plot:
-        evaluation.plot_answers(result["zero_shot"]["predictions"], options.plot, options.seed)
-    captions = result["retrieval"]["distinct_captions"] if "retrieval" in tasks else 0
-    return _report(result["rejected"], result["pictures"] + captions + len(result["rejected"]))
+    return _report(rejected, total)
+
+
+def explore(options: argparse.Namespace) -> int:
+    from miniclip.evaluation import EvaluationError
+    from miniclip.evaluation.experiments.options import run
+
+    try:
+        pictures, rejected = run(options, lambda: _load(options))
+    except (EvaluationError, ValueError, ImportError) as error:
+        raise UsageError(str(error)) from error
+    return _report(rejected, pictures)
 
 
 def _check_plot(output: Path) -> None:

@@ -57,7 +57,7 @@ def test_table():
     assert "extrapolated" in report.table(rows[::-1])
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(0.00123456, "1.23 ms"), (0.999, "999 ms"), (45.61, "45.6 s")])
+@pytest.mark.parametrize(("seconds", "text"), [(0.00123456, "1.23 ms"), (0.999, "999 ms"), (45.61, "45.6 s"), (9670, "2.69 h"), (90, "1.5 min")])
 def test_duration(seconds, text):
     assert report.duration(seconds) == text
 
@@ -72,6 +72,27 @@ def test_a_wrong_peer_is_seen():
     assert rows[0].share == pytest.approx(5e6 * 3 / rows[0].times.median / 1e9)
 
 
+def test_a_classifier_is_extrapolated(monkeypatch):
+    """Ours from all sampled classes, a peer's from one; the cosines are those of the same prompts."""
+    monkeypatch.setattr(tasks, "NAMES", tasks.NAMES[:2])
+    monkeypatch.setattr(tasks, "PROMPTS", tasks.PROMPTS[:160])
+    monkeypatch.setattr(tasks, "by_turns", once)
+    model = run.random_model("tiny-ViT")
+    right = peers.Encoder("peer", "float32", None, model.encode_text)
+    wrong = peers.Encoder("wrong", "float32", None, lambda ids: model.encode_text(ids.flip(0)))
+    with torch.no_grad():
+        ways = [*peers.encoders(model, "miniclip", [torch.float32], False), right, wrong]
+        rows = list(tasks.classifier(model, ways, 0.0))
+    assert [row.times.median for row in rows] == [500, 1000, 1000]
+    assert [row.count for row in rows] == [80_000] * 3
+    assert rows[0].agreement > 0.999999 and rows[1].agreement > 0.99999 > 0.99 > rows[2].agreement
+
+
+def once(ways, seconds):
+    """As if each took a second."""
+    return {name: Times.of([1.0, 1.0]) for name in ways}, {name: run() for name, run in ways.items()}
+
+
 @pytest.mark.slow  # times every row of the table
 def test_command(tmp_path, capsys):
     """Everything but loading, by ourselves, on the tiny model."""
@@ -82,7 +103,7 @@ def test_command(tmp_path, capsys):
     printed = capsys.readouterr().out
     result = json.loads((tmp_path / "bench.json").read_text())
     tasks_done = ["encode_image, batch 2", "encode_text, 1 prompt", "encode_text, 100 prompts"]
-    tasks_done += ["tokenize, 280 short prompts", "preprocess, 640 x 480"]
+    tasks_done += ["tokenize, 275 short prompts", "preprocess, 640 x 480"]
     assert [row["what"] for row in result["rows"]] == tasks_done
     assert all(task in printed for task in tasks_done)
     assert result["rows"][0]["agreement"] == pytest.approx(1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +15,17 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from test_datasets import write_mnist
+from test_training_cifar import write_cifar
 
-from miniclip import cli
+from miniclip import cli, load
 from miniclip.config import CLIPConfig, PreprocessConfig, TextConfig, TransformerConfig, ViTConfig
+from miniclip.embed import embed_images
 from miniclip.evaluation import (
     EvaluationError,
     evaluate,
     expand_templates,
+    features,
     plot_answers,
     read_classes,
     read_dataset,
@@ -31,10 +36,15 @@ from miniclip.evaluation import (
     zero_shot,
     zero_shot_weights,
 )
+from miniclip.evaluation.features import embed_examples
+from miniclip.evaluation.pages import plot_confusion, plot_mistakes
+from miniclip.evaluation.probe import few_shot
 from miniclip.evaluation.prompts import CIFAR, IMAGENET, IMAGENET_7, PICTOGRAMS, TEMPLATES
 from miniclip.evaluation.report import on_background
+from miniclip.evaluation.tables import comparison, difference
 from miniclip.models import CLIP
 from miniclip.tokenizer import tokenize
+from miniclip.training.data import Example
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "white": (255, 255, 255)}
 
@@ -102,7 +112,7 @@ def test_sets_of_templates_are_expanded():
     assert expand_templates(["cifar", "my {}"]) == [*CIFAR, "my {}"]
     with pytest.raises(EvaluationError, match=r"'cats'.*imagenet-7"):
         expand_templates(["cats"])
-    assert all(name in cli.TEMPLATES for name in TEMPLATES)  # the command's help
+    assert {"cifar-18", "mnist"} < set(TEMPLATES)
 
 
 # Zero-shot
@@ -289,7 +299,18 @@ def test_evaluate_by_hand(colours):
     figures = result["zero_shot"]
     assert (figures["classes"], figures["top1"], figures["top5"]) == (3, 0.75, 1.0)
     wrong = colours.parent / "wrong.png"
-    assert figures["predictions"][3] == {"image": str(wrong), "name": "blue", "predicted": "red", "rank": 3}
+    assert figures["predictions"][3] == {
+        "image": str(wrong),
+        "name": "blue",
+        "predicted": "red",
+        "probability": pytest.approx(math.e / (math.e + 2), abs=1e-4),  # of cosines 1, 0, 0 and a scale of 1
+        "rank": 3,
+    }
+    # One of two blue ones is right, and the classes count alike.
+    assert figures["class_recall"]["blue"] == {"pictures": 2, "recall": 0.5}
+    assert figures["mean_class_recall"] == pytest.approx((1 + 1 + 0.5) / 3)
+    assert figures["mean_class_recall_interval"] is None
+    assert figures["most_confused"] == [("red", "blue", 1)]
     # "blue" belongs to two pictures, and "a red thing" is as near to wrong.png as to red.png.
     figures = result["retrieval"]
     assert (figures["captions"], figures["distinct_captions"]) == (5, 4)
@@ -333,19 +354,20 @@ def test_the_table_holds_the_figures(colours):
     text = table(evaluate(ColourModel(), mean_colour, read_dataset(colours), classes=["red", "green", "blue"]))
     assert "4 pictures; 1 left out" in text and "3 classes" in text
     assert [line.split() for line in text.splitlines() if "top-" in line] == [
-        ["top-1", "75.00%", "33.33%"],
-        ["top-5", "100.00%", "100.00%"],
+        ["top-1", "75.00%", "25.00%", "to", "100.00%", "33.33%"],
+        ["top-5", "100.00%", "100.00%", "to", "100.00%", "100.00%"],
     ]
     assert "  text to image       40.00%" in text
 
 
 def test_the_plot_depends_on_the_seed_alone(colours):
     pytest.importorskip("matplotlib")
-    predictions = evaluate(ColourModel(), mean_colour, read_dataset(colours))["zero_shot"]["predictions"]
+    examples = read_dataset(colours)
+    predictions = evaluate(ColourModel(), mean_colour, examples)["zero_shot"]["predictions"]
     predictions[0] = {**predictions[0], "name": "50 $ and $x^"}  # no formula
     pages = []
     for seed in (0, 0, 1):
-        plot_answers(predictions, colours.parent / "page.png", seed, rows=1, columns=2)
+        plot_answers(predictions, examples, colours.parent / "page.png", seed, rows=1, columns=2)
         pages.append(np.asarray(Image.open(colours.parent / "page.png")))
     assert np.array_equal(pages[0], pages[1]) and not np.array_equal(pages[0], pages[2])
 
@@ -402,3 +424,172 @@ def test_the_command_refuses_a_plot_before_the_work(command, colours, monkeypatc
     for name, message in {"page.docx": ".png", "nowhere/page.png": "no folder"}.items():
         status, _, err = command(colours, "--plot", colours.parent / name)
         assert status == 2 and message in err
+
+
+# Features that are kept, probes, several models, published data: through the command and without
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return load("tiny-ViT", device="cpu")
+
+
+def test_embeddings_are_kept_until_something_changes(tiny, colours, tmp_path, monkeypatch):
+    model, preprocess = tiny
+    examples, cache = read_dataset(colours), tmp_path / "cache"
+    first, faults = embed_examples(model, preprocess, examples, "white", cache)
+    assert len(first) == 5 and list(faults) == [5]
+    calls = []
+
+    def embed(*arguments):
+        calls.append(1)
+        return embed_images(*arguments)
+
+    monkeypatch.setattr(features, "embed_images", embed)
+    again, faults_again = embed_examples(model, preprocess, examples, "white", cache)
+    assert torch.equal(first, again) and faults == faults_again and not calls
+
+    def is_embedded_anew(model, examples, background) -> bool:
+        calls.clear()
+        embed_examples(model, preprocess, examples, background, cache)
+        return bool(calls)
+
+    assert is_embedded_anew(model, examples, None)
+    assert is_embedded_anew(load("tiny-RN", device="cpu")[0], examples, "white")
+    assert is_embedded_anew(model, examples[1:], "white")
+    picture(colours.parent / "red.png", "green")
+    assert is_embedded_anew(model, examples, "white")
+    in_memory = [Example(Image.new("RGB", (8, 8), colour), (colour,)) for colour in ("red", "blue")]
+    assert is_embedded_anew(model, in_memory, None) and not is_embedded_anew(model, list(in_memory), None)
+    assert is_embedded_anew(model, in_memory[::-1], None)
+    for file in cache.iterdir():
+        file.write_bytes(file.read_bytes()[:99])
+    with pytest.raises(EvaluationError, match=r"damaged.*delete it"):
+        embed_examples(model, preprocess, in_memory, None, cache)
+
+
+class ColourBlindModel(ColourModel):
+    """Takes red and green for the same."""
+
+    def encode_image(self, image: torch.Tensor, normalize: bool) -> torch.Tensor:
+        return F.normalize(image @ torch.tensor([[1.0, 0, 0], [1, 0, 0], [0, 0, 1]]), dim=-1)
+
+
+def test_several_models_are_compared_on_the_same_pictures(colours):
+    examples = read_dataset(colours)
+    results = {name: evaluate(model, mean_colour, examples) for name, model in
+               (("sees", ColourModel()), ("blind", ColourBlindModel()))}  # fmt: skip
+    # Of five readable pictures the first names four, the second red, blue, and none of green, wrong and white.
+    assert results["blind"]["zero_shot"]["top1"] == pytest.approx(0.4)
+    mean, (low, high) = difference(results["sees"], results["blind"])
+    assert mean == pytest.approx(-0.4) and low == pytest.approx(-0.8) and high == 0
+    text = comparison(results)
+    assert [line.split()[:2] for line in text.splitlines()[3:5]] == [["sees", "80.00%"], ["blind", "40.00%"]]
+    assert "blind against sees, top-1: -40.00% (95%: -80.00% to +0.00%: may be chance)" in text
+    assert "linear probe" not in text and "text to image @1" in text
+
+
+def test_a_page_of_mistakes_has_the_surest_first(colours):
+    pytest.importorskip("matplotlib")
+    examples = read_dataset(colours)[:5]
+    predictions = evaluate(ColourBlindModel(), mean_colour, examples)["zero_shot"]["predictions"]
+    assert [answer["rank"] > 1 for answer in predictions] == [False, True, False, True, True]
+    plot_mistakes(predictions, examples, colours.parent / "mistakes.png", most=2)
+    least = min((answer for answer in predictions if answer["rank"] > 1), key=lambda answer: answer["probability"])
+    without = [answer for answer in predictions if answer is not least]
+    assert pixels_of(colours.parent / "mistakes.png").shape[1] > 500
+    before = pixels_of(colours.parent / "mistakes.png")
+    plot_mistakes(without, examples, colours.parent / "mistakes.png", most=2)
+    assert np.array_equal(before[80:], pixels_of(colours.parent / "mistakes.png")[80:])  # the title counts them
+    plot_mistakes([predictions[0]], examples, colours.parent / "mistakes.png")  # no mistake: an empty page
+
+
+def pixels_of(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path).convert("RGB"))
+
+
+@pytest.mark.parametrize("number", [2, 25, 120])
+def test_a_confusion_matrix_of_any_size_is_drawn(tmp_path, number):
+    pytest.importorskip("matplotlib")
+    predictions = [
+        {"name": f"class {i}", "predicted": f"class {j}", "rank": 1 + (i != j)}
+        for i in range(number)
+        for j in (i, i, (i + 1) % number)
+    ]
+    plot_confusion(predictions, tmp_path / "confusion.png")
+    pixels = pixels_of(tmp_path / "confusion.png").astype(int)
+    blue = (pixels[..., 2] - pixels[..., 0] > 60).mean()  # cells of a third and of two thirds
+    assert blue > 0.01
+    assert max(pixels.shape) < 2200
+
+
+# The command
+
+
+def test_the_command_measures_the_sample(capsys, tmp_path):
+    pytest.importorskip("matplotlib")
+    arguments = ["evaluate", "sample", "--limit", "30", "--task", "zero-shot", "--cache", str(tmp_path / "cache")]
+    arguments += ["--classes", "sample", "--out", str(tmp_path / "out")]
+    assert cli.main([*arguments, "--model", "tiny-ViT", "--model", "tiny-RN"]) == 0
+    out = capsys.readouterr().out
+    assert "tiny-RN against tiny-ViT" in out and "30 pictures" in out
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {"report.json", "tiny-ViT", "tiny-RN"}
+    assert {file.name for file in (tmp_path / "out/tiny-RN").iterdir()} == {
+        *("answers.png", "mistakes.png", "confusion.png"),
+    }
+    figures = json.loads((tmp_path / "out/report.json").read_text())["models"]["tiny-RN"]
+    assert figures["zero_shot"]["classes"] == 240 and figures["zero_shot"]["top1"] > 0.6
+    assert figures["zero_shot"]["predictions"][0]["image"].startswith("sample ")
+
+
+def test_the_command_probes_by_category(capsys, tmp_path, monkeypatch):
+    pytest.importorskip("sklearn")
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr("miniclip.evaluation.report.few_shot", partial(few_shot, shots=(1, 16), repeats=1))
+    arguments = ["evaluate", "sample", "--model", "tiny-RN", "--by", "category", "--out", str(tmp_path)]
+    assert cli.main([*arguments, "--task", "linear-probe", "--task", "few-shot"]) == 0
+    out = capsys.readouterr().out
+    assert "120 pictures" in out and "linear probe, 120 training pictures of 20 classes" in out
+    assert (tmp_path / "few_shot.png").exists()
+    figures = json.loads((tmp_path / "report.json").read_text())
+    assert figures["linear_probe"]["top1"] > 0.3
+    assert figures["few_shot"][-1]["why"] == "20 pictures of each class are needed; one has 6"
+
+
+def test_the_command_measures_published_sets(capsys, tmp_path):
+    write_mnist(tmp_path / "mnist")
+    write_cifar(tmp_path / "cifar-10-batches-py")
+    for name, count in {"mnist": 3, "cifar10": 2}.items():
+        arguments = ["evaluate", name, "--model", "tiny-ViT", "--data-root", str(tmp_path), "--json"]
+        assert cli.main([*arguments, "--template", "cifar-18"]) == 0
+        figures = json.loads(capsys.readouterr().out)
+        assert figures["pictures"] == count and "retrieval" not in figures
+        assert figures["zero_shot"]["predictions"][1]["image"] == f"{name} test 1"
+    arguments = ["evaluate", "cifar10", "--model", "tiny-ViT", "--data-root", str(tmp_path), "--json"]
+    pytest.importorskip("sklearn")
+    assert cli.main([*arguments, "--task", "linear-probe"]) == 2
+    assert "training pictures of two classes or more" in capsys.readouterr().err  # of the two here one is in both
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--limit", "0"], "--limit is 0"),
+        (["--train", "sample"], "--train is for --task linear-probe and few-shot"),
+        (["--plot", "a.png", "--model", "tiny-RN"], "--out DIR draws those of several"),
+        (["--task", "few-shot"], "name others with --train"),
+        (["--out", "setup.py/x"], "--out is setup.py/x"),
+        (["--data-root", "/nowhere", "--classes", "mnist"], "is missing; --download"),
+    ],
+)
+def test_the_command_refuses_what_makes_no_sense(capsys, arguments, message):
+    pytest.importorskip("sklearn")
+    pytest.importorskip("matplotlib")
+    assert cli.main(["evaluate", "sample", "--model", "tiny-ViT", *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert not out and message in err and "Traceback" not in err
+
+
+def test_categories_are_asked_for(capsys, colours):
+    assert cli.main(["evaluate", str(colours), "--model", "tiny-ViT", "--by", "category"]) == 2
+    assert "red.png has no category" in capsys.readouterr().err

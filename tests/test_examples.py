@@ -43,6 +43,37 @@ def test_a_missing_picture_is_named():
     assert "can't open the image nowhere.png" in done.stderr
 
 
+def test_searching_photos(tmp_path):
+    command = [sys.executable, ROOT / "examples" / "search_photos.py", "a guitar", "--index", tmp_path / "photos.index"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "MINICLIP_OFFLINE": "1"})
+    assert done.returncode == 0, done.stderr
+    first, *rest = done.stdout.splitlines()
+    assert first == "12 pictures, 12 of them new"
+    assert rest[0].endswith("guitar.png") and len(rest) == 5
+
+
+def run(name: str, *arguments: str) -> list[str]:
+    command = [sys.executable, ROOT / "examples" / name, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "MINICLIP_OFFLINE": "1"})
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_prompt_ensembles_on_the_drawings_that_ship():
+    title, *rows = run("prompt_ensembles.py", "--template", "{}", "a {} emoji", "a drawing of a {}")
+    assert title == "240 pictures, 240 classes"
+    accuracy = {row.split(")  ")[1]: float(row.split("%")[0]) for row in rows}
+    assert accuracy["{}"] == pytest.approx(75.42, abs=2)  # tiny-RN, on drawings that it never saw
+    assert accuracy["all, mean of embeddings"] > accuracy["all, mean of logits"] > accuracy["a {} emoji"]
+
+
+def test_a_linear_probe_on_the_drawings_that_ship():
+    pytest.importorskip("sklearn")
+    title, zero_shot, probe = run("linear_probe.py")
+    assert title.startswith("20 kinds; 120 pictures to learn from, 120 to name")
+    assert float(probe.split("%")[0]) > 1.5 * float(zero_shot.split("%")[0]) > 10
+
+
 @pytest.fixture(scope="module", params=EMBEDDED)
 def tiny(request):
     return load(request.param, device="cpu")

@@ -61,6 +61,13 @@ def _spy(taken, name, form, *args):
     return form(*args)
 
 
+@pytest.fixture(params=[0, 10**6], ids=["addmm", "oneDNN"])
+def products(request, monkeypatch) -> None:
+    """Which library multiplies matrices, of however many rows."""
+    monkeypatch.setattr(inference, "FEW_ROWS", request.param)
+
+
+@pytest.mark.usefixtures("products")
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("case", CASES)
 def test_images_are_embedded_equally(case, count, calls):
@@ -69,6 +76,7 @@ def test_images_are_embedded_equally(case, count, calls):
     assert calls == ["image_embedding"]
 
 
+@pytest.mark.usefixtures("products")
 @pytest.mark.parametrize("case", CASES)
 def test_texts_are_embedded_equally(case, calls):
     model = seeded_model(case)
@@ -146,6 +154,7 @@ def test_the_form_for_gpus(case, monkeypatch, calls):
     assert len(calls) == 2
 
 
+@pytest.mark.usefixtures("products")
 def test_gelu_too():
     config = CASES["vit"]
     transformer = type(config.vision.transformer)(128, 2, 2, 512, activation="gelu")

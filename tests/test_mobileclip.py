@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import importlib
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,28 +12,25 @@ import torch
 import torch.nn.functional as F
 from conformance.mobileclip_cases import CASES, digest, inputs, weights
 from mobileclip_branched import Branched, apple_names, branched_shapes
+from mobileclip_small import SMALL_MCI, outputs, small, tiny
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from miniclip import available_models, load
 from miniclip.cli import main
-from miniclip.config import PreprocessConfig, TextConfig, TransformerConfig
-from miniclip.config_mobileclip import CONV_VIT, MOBILECLIP, PUBLISHED, MCiConfig, MobileCLIPConfig
-from miniclip.conformance import TraceError, compare, trace
-from miniclip.conformance.mobileclip import stages as conformance_stages
-from miniclip.export import export_model
-from miniclip.models import convert_weights, inference
+from miniclip.config_mobileclip import CONV_VIT, MOBILECLIP, PUBLISHED
+from miniclip.models import inference
 from miniclip.models.transformer import LayerNorm
 from miniclip.weights import CheckpointError, build_model
 from miniclip.weights.convert import save_checkpoint
 from miniclip.weights.download import MOBILECLIP_FILES
 from miniclip.weights.infer import check_names
 from miniclip.weights.load import blank_model, open_checkpoint, shapes_of
-from miniclip.weights.mobileclip import TABLES, read, reparameterize
-from miniclip.weights.names import to_canonical
+from miniclip.weights.mobileclip import read, reparameterize
 
 OUTPUTS = Path(__file__).parent / "conformance" / "mobileclip_outputs.safetensors"
 GOLDEN = load_file(OUTPUTS)
+FAMILIES = ("MobileCLIP", "MobileCLIP2")
 TOLERANCE = 1e-5  # largest difference of unit embeddings, float32
 QUICK = {"MobileCLIP-S0"}  # the others are many or large tensors to make: seconds to a minute each
 ALL = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
@@ -71,6 +69,23 @@ def test_equals_apple_and_openclip(name):
     assert difference(name, model, "/folded") <= TOLERANCE
 
 
+@pytest.mark.slow  # up to 450 million weights to make
+@pytest.mark.parametrize("name", CASES)
+def test_folded_files_and_the_plain_form_equal_them_too(name):
+    model = model_of(name, dict(reparameterize(published(name))))
+    model.fast = False
+    assert difference(name, model) <= TOLERANCE
+
+
+def test_what_has_no_golden_of_its_own_is_what_has_one():
+    """Apple's configs of these, and OpenCLIP's, differ in nothing that is computed; pictures are another matter."""
+    for size in ("S3", "S4", "L-14"):
+        first, second = (dataclasses.replace(MOBILECLIP[f"{family}-{size}"], preprocess=None) for family in FAMILIES)
+        assert first == second
+    assert MOBILECLIP["MobileCLIP-B-LT"] == MOBILECLIP["MobileCLIP-B"]
+    assert MOBILECLIP.keys() - CASES.keys() == {f"MobileCLIP-{name}" for name in ("S3", "S4", "L-14", "B-LT")}
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_names_and_shapes_are_the_published_ones(name):
     with safe_open(OUTPUTS, "pt") as file:
@@ -86,6 +101,7 @@ def fails(name, model):
 
 def test_another_activation_fails(monkeypatch):
     model = model_of("MobileCLIP-S0")
+    model.fast = False
     monkeypatch.setattr(F, "gelu", lambda x: x * torch.sigmoid(1.702 * x))
     assert fails("MobileCLIP-S0", model)
 
@@ -146,34 +162,6 @@ def test_the_inference_form_for_causal_towers_would_be_wrong():
 
 
 # Small models of every kind of tower, folded or not, under all names.
-
-SMALL_TEXT = TextConfig(77, 64, TransformerConfig(64, 2, 1, 256, "gelu"))
-SMALL_MCI = {
-    "batch": MCiConfig(64, (8, 16, 32, 64), (1, 1, 1, 2), 3, (2, 3), "batch"),
-    "layer": MCiConfig(64, (8, 16, 32, 64, 128), (1, 1, 1, 1, 2), 4, (), "layer"),
-}
-
-
-def small(norm: str = "batch", text_taps: int = 11) -> MobileCLIPConfig:
-    return MobileCLIPConfig(24, SMALL_MCI[norm], SMALL_TEXT, PreprocessConfig(64), causal=False, text_taps=text_taps)
-
-
-def tiny(**options):
-    """Arguments for `build_model`: tensors under our names, and their config."""
-    config = small(**options)
-    tensors = weights(branched_shapes(config))
-    return read(tensors, config, None)[1], config
-
-
-@torch.no_grad()
-def outputs(model, config) -> torch.Tensor:
-    pixels = inputs(config.vision.image_size)[0]
-    ids = torch.zeros(2, 77, dtype=torch.int64)
-    ids[0, :3] = torch.tensor([62, 5, 63])
-    ids[1, :] = torch.cat([torch.arange(76) % 60, torch.tensor([63])])
-    embeddings = (model.encode_image(pixels), model.encode_text(ids))
-    return torch.cat([F.normalize(x.double()).flatten() for x in embeddings])
-
 
 @pytest.mark.parametrize("norm", SMALL_MCI)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -236,7 +224,7 @@ def test_a_missing_or_extra_tensor_is_an_error():
     tensors = {name: t for name, t in weights(branched_shapes(config)).items() if "num_batches" not in name}
     expected = shapes_of(blank_model(config, torch.float32).state_dict())
     check_names(expected, shapes_of(read(tensors, config, None)[1]))
-    for name in list(tensors)[::5]:
+    for name in {re.sub(r"\d+", "#", name): name for name in tensors}.values():  # one of each kind
         rest = {other: tensor for other, tensor in tensors.items() if other != name}
         with pytest.raises(CheckpointError):
             check_names(expected, shapes_of(read(rest, config, None)[1]))
@@ -336,18 +324,6 @@ def test_what_openclip_does_not_have_is_refused(tmp_path):
 # Everything else that a model of this project does.
 
 
-@pytest.mark.parametrize("norm", SMALL_MCI)
-@pytest.mark.parametrize(("dtype", "cosine"), [(torch.float16, 0.999), (torch.bfloat16, 0.99)], ids=str)
-def test_half_precision_stays_close(norm, dtype, cosine):
-    tensors, config = tiny(norm=norm)
-    model = build_model(tensors, config)
-    expected = outputs(model, config).unflatten(0, (-1, config.embed_dim))
-    half = convert_weights(model, dtype)
-    assert half.dtype == dtype and half.visual.stem[0].weight.dtype == dtype
-    got = outputs(half, config).unflatten(0, (-1, config.embed_dim))
-    assert F.cosine_similarity(got, expected).min() >= cosine
-
-
 def test_names_are_models_with_files(capsys):
     assert [name for name in available_models() if name.startswith("MobileCLIP")] == list(MOBILECLIP)
     assert PUBLISHED.keys() == MOBILECLIP.keys() == MOBILECLIP_FILES.keys()
@@ -401,70 +377,3 @@ def test_every_layer_norm_of_mobileclip_b_has_its_eps():
     for code, eps in (("apple", 1e-5), ("openclip", 1e-6)):
         model = blank_model(dataclasses.replace(MOBILECLIP["MobileCLIP-B"], vision=CONV_VIT[code]), torch.float32)
         assert {module.eps for module in model.visual.modules() if isinstance(module, LayerNorm)} == {eps}
-
-
-def test_trace_and_compare(tmp_path):
-    tensors, config = tiny()
-    model = build_model(tensors, config)
-    ids = torch.zeros(1, 77, dtype=torch.int64)
-    ids[0, :3] = torch.tensor([62, 5, 63])
-    pixels = inputs(64)[0]
-    golden = trace(model, pixels, ids)
-    given = ("image.decoded", "image.resized", "image.cropped", "text.utf8")
-    assert list(golden) == [stage.name for stage in conformance_stages(config) if stage.name not in given]
-    with torch.no_grad():
-        torch.testing.assert_close(golden["image_embedding"], model.encode_image(pixels, normalize=True))
-        torch.testing.assert_close(golden["logits_per_image"], model(pixels, ids)[0])
-    assert golden["visual.stages.3.position"].shape == (1, 64, 2, 2) and golden["ln_final"].shape == (1, 77, 64)
-    mine = {name: stage.clone() for name, stage in golden.items()}
-    assert compare(golden, mine).passed
-    for name in list(mine)[list(mine).index("visual.stages.2.blocks.0") :]:
-        if name.startswith("visual"):
-            mine[name] = mine[name] * 1.1
-    assert compare(golden, mine).first_wrong == "visual.stages.2.blocks.0"
-    with pytest.raises(TraceError, match="without the model"):
-        compare(golden, mine, model)
-
-
-def test_trace_of_a_vit():
-    vision = dataclasses.replace(CONV_VIT["apple"], image_size=32, stem_width=8, transformer=SMALL_TEXT.transformer)
-    config = dataclasses.replace(small(text_taps=0), vision=vision, preprocess=PreprocessConfig(32), causal=True)
-    model = build_model(read(weights(branched_shapes(config)), config, None)[1], config)
-    ids = torch.zeros(1, 77, dtype=torch.int64)
-    ids[0, :3] = torch.tensor([62, 5, 63])
-    golden = trace(model, inputs(32)[0], ids)
-    with torch.no_grad():  # the text in its inference form, which is allowed here: the tower is causal
-        torch.testing.assert_close(golden["text_embedding"], model.encode_text(ids, normalize=True), atol=1e-6, rtol=0)
-    assert golden["visual.stem.0"].shape == (1, 8, 8, 8)
-
-
-@pytest.mark.parametrize("format", ["torch"])
-def test_export(format, tmp_path):
-    tensors, config = tiny()
-    model = build_model(tensors, config)
-    export_model(model, tmp_path / "out", format)
-    ids = torch.zeros(2, 77, dtype=torch.int32)
-    ids[:, :3] = torch.tensor([62, 5, 63])
-    pixels = inputs(64)[0].expand(2, -1, -1, -1)
-    image, text = (torch.export.load(tmp_path / "out" / f"{tower}.pt2").module() for tower in ("image", "text"))
-    with torch.no_grad():
-        torch.testing.assert_close(image(pixels), model.encode_image(pixels, normalize=True), atol=1e-6, rtol=0)
-        torch.testing.assert_close(text(ids), model.encode_text(ids, normalize=True), atol=1e-6, rtol=0)
-
-
-def test_openclip_itself_agrees_live(tmp_path):
-    """It loads what we write, and computes the same."""
-    open_clip = pytest.importorskip("open_clip")
-    config = MOBILECLIP["MobileCLIP2-S0"]
-    table = TABLES["MCi"]
-    tensors = to_canonical("MobileCLIP", reparameterize(published("MobileCLIP2-S0")), table)
-    save_checkpoint(config, build_model(tensors, config).state_dict(), tmp_path / "out")
-    theirs = open_clip.create_model(f"local-dir:{tmp_path / 'out'}").eval()
-    assert difference("MobileCLIP2-S0", theirs_as_ours(theirs)) <= TOLERANCE
-
-
-def theirs_as_ours(model):
-    model.visual.input_resolution = 256
-    encode = model.encode_text
-    model.encode_text = lambda ids, normalize: encode(ids.long(), normalize=normalize)
-    return model

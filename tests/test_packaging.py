@@ -51,6 +51,8 @@ def test_installed_and_used_from_elsewhere_or_from_the_checkout(checkout, tmp_pa
     assert not (site / "kernels").exists()  # names that others use at the top level
     assert not (site / "weights").exists()
     assert (site / "miniclip/bpe_simple_vocab_16e6.txt.gz").exists()
+    assert (site / "miniclip/evaluation/sample.zip").exists()
+    assert (site / "miniclip/evaluation/imagenet_classes.txt.gz").exists()
     assert {file.name for file in (site / "miniclip/weights").glob("*.gz")} == {
         file.name for file in (ROOT / "weights").glob("*.gz")
     }

@@ -76,8 +76,26 @@ def normalize_in_float64(pixels, mean, std):
 )
 def test_golden_catches_a_wrong_stage(name, stage, wrong, monkeypatch):
     monkeypatch.setattr(preprocess, stage, wrong)
+    monkeypatch.setattr(preprocess, "_can_crop_between_passes", lambda image, config: False)
     with pytest.raises(AssertionError, match="pixels differ"):
         test_golden(name)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(["RGB", "L"]), SIDES, SIDES, SIZES, st.sampled_from(["bicubic", "bilinear"]))
+def test_cropping_between_the_passes_changes_no_bit(mode, height, more, size, interpolation):
+    image = picture(mode, height + more, height)
+    plain = center_crop(resize(image, size, interpolation, "shortest"), size)
+    early = preprocess._resize_and_crop(image, size, interpolation)
+    assert early.size == (size, size) and early.tobytes() == plain.tobytes()
+
+
+def test_cropping_elsewhere_between_the_passes_is_seen(monkeypatch):
+    image = picture("RGB", 61, 40)
+    plain = center_crop(resize(image, 20, "bicubic", "shortest"), 20)
+    assert preprocess._resize_and_crop(image, 20, "bicubic").tobytes() == plain.tobytes()
+    monkeypatch.setattr(preprocess, "round", lambda x: int(x) + 1, raising=False)
+    assert preprocess._resize_and_crop(image, 20, "bicubic").tobytes() != plain.tobytes()
 
 
 @pytest.mark.parametrize("change", [{"interpolation": "bilinear"}, {"resize_mode": "squash"}, {"std": (0.5, 0.5, 0.5)}])

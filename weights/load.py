@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from miniclip.config import MODELS, CLIPConfig
 from miniclip.config_mobileclip import MOBILECLIP, MobileCLIPConfig
 from miniclip.kernels.dispatch import check_backend
-from miniclip.models import CLIP, convert_weights, set_backend
+from miniclip.models import CLIP, convert_weights, int8, set_backend
 from miniclip.models.mobileclip import MobileCLIP
 from miniclip.preprocess import Preprocess
 from miniclip.rates import fastest_dtype
@@ -52,7 +52,8 @@ def load(
     jit            there only for its position; True is an error
     download_root  where downloaded files are cached; None: ~/.cache/clip, as openai/CLIP
     dtype          of the arithmetic, see `convert_weights`; None: float16 on CUDA, else float32, as openai/CLIP;
-                   "auto": the fastest of float32, float16 and bfloat16, as measured now, which it prints
+                   "auto": the fastest of float32, float16 and bfloat16, as measured now, which it prints; "int8":
+                   float32, but for the largest matrix products on a CPU, see `miniclip.models.int8`
     backend        "torch"; "triton", on CUDA in half precision; None: Triton where it was measured to be faster. See
                    `miniclip.models.set_backend`, which switches a loaded model
     activation     "quick_gelu" or "gelu", for a file that can't say; None: what a directory states, else quick_gelu
@@ -69,13 +70,18 @@ def load(
         dtype = torch.float16 if device.type == "cuda" else torch.float32
     elif dtype == "auto":
         dtype = fastest_dtype(device)
+    in_int8 = dtype == "int8"
+    if in_int8:
+        dtype = torch.float32
     if not isinstance(dtype, torch.dtype):
-        raise ValueError(f'dtype is {dtype!r}; expected a torch.dtype, "auto" or None')
+        raise ValueError(f'dtype is {dtype!r}; expected a torch.dtype, "auto", "int8" or None')
     check_backend(backend, device, dtype)  # before anything is downloaded
 
     config, tensors = open_checkpoint(name, download_root, activation)
     with _naming(name):
         model = build_model(tensors, config, dtype=dtype, device=device)
+    if in_int8:
+        int8.quantize(model)
     return set_backend(model, backend), Preprocess(config.preprocess)
 
 

@@ -11,6 +11,7 @@ The algebra, for convolutions without a bias and BatchNorm (weight g, bias b, me
     RepMixer       x + s (mixer(x) - norm(x)), both MobileOnes: delta + s (K_mixer - K_norm), s (b_mixer - b_norm)
     large kernel   fold(7 x 7) + fold(3 x 3, padded)
     position       x + K x + b: delta + K, b
+    layer scale    x + s (W y + b): s W, s b; this one is in TABLES, since timm's folded model has layer scales too
 
 Sums and products are made in float64, and rounded once.
 """
@@ -101,12 +102,33 @@ def _row(ours: str, openclip: str, transform: Transform = SAME) -> Row:
     return Row(ours, (openclip,), transform)
 
 
+# What a layer gives is multiplied by a layer scale [C, 1, 1], so the scale goes into the layer. Out of it comes a 1.
+SCALED = Transform(
+    lambda x, scale: x * scale.view(-1, *[1] * (x.ndim - 1)), lambda x, i: x if i == 0 else x.new_ones(len(x), 1, 1)
+)
+
+
+def _scaled(ours: str, openclip: str, scale: str) -> tuple[Row, Row]:
+    return tuple(Row(f"{ours}.{part}", (f"{openclip}.{part}", f"{scale}.gamma"), SCALED) for part in ("weight", "bias"))
+
+
+_BLOCK, _THEIR_BLOCK = "transformer.resblocks.#.", "text.transformer.resblocks.#."
 _TEXT = (
-    _row("transformer.resblocks.#.mixer.*", "text.transformer.resblocks.#.token_mixer.reparam_conv.*"),
-    _row("transformer.resblocks.#.scale", "text.transformer.resblocks.#.layer_scale.gamma"),
+    _row(f"{_BLOCK}mixer.*", f"{_THEIR_BLOCK}token_mixer.reparam_conv.*"),
+    *_scaled(f"{_BLOCK}mlp.fc2", f"{_THEIR_BLOCK}mlp.fc2", f"{_THEIR_BLOCK}layer_scale"),
     *OPENCLIP[:-1],  # without its row of visual.**
 )
 _STAGE, _THEIR_STAGE = "visual.stages.#.", "visual.trunk.stages.#."
+_BLOCK, _THEIR_BLOCK = f"{_STAGE}blocks.#.", f"{_THEIR_STAGE}blocks.#."
+_ATTENTION = tuple(  # of blocks with attention, which come from stage 3 on
+    row
+    for stage in ("3", "4")
+    for ours, theirs in [(_BLOCK.replace("#", stage, 1), _THEIR_BLOCK.replace("#", stage, 1))]
+    for row in (
+        *_scaled(f"{ours}attn.out_proj", f"{theirs}token_mixer.proj", f"{theirs}layer_scale_1"),
+        *_scaled(f"{ours}mlp.fc2", f"{theirs}mlp.fc2", f"{theirs}layer_scale_2"),
+    )
+)
 _VIT = (
     _row("visual.class_embedding", "visual.trunk.cls_token", Transform(lambda x: x[0, 0], lambda x, i: x[None, None])),
     _row("visual.positional_embedding", "visual.trunk.pos_embed", Transform(lambda x: x[0], lambda x, i: x[None])),
@@ -129,14 +151,12 @@ TABLES = {
         _row(f"{_STAGE}downsample.se.expand.*", f"{_THEIR_STAGE}downsample.proj.0.se.fc2.*"),
         _row(f"{_STAGE}downsample.pointwise.*", f"{_THEIR_STAGE}downsample.proj.1.reparam_conv.*"),
         _row(f"{_STAGE}position.*", f"{_THEIR_STAGE}pos_emb.reparam_conv.*"),
-        _row(f"{_STAGE}blocks.#.mixer.*", f"{_THEIR_STAGE}blocks.#.token_mixer.reparam_conv.*"),
-        _row(f"{_STAGE}blocks.#.scale", f"{_THEIR_STAGE}blocks.#.layer_scale.gamma"),
-        _row(f"{_STAGE}blocks.#.norm.**", f"{_THEIR_STAGE}blocks.#.norm.**"),
-        _row(f"{_STAGE}blocks.#.attn.in_proj.weight", f"{_THEIR_STAGE}blocks.#.token_mixer.qkv.weight"),
-        _row(f"{_STAGE}blocks.#.attn.out_proj.*", f"{_THEIR_STAGE}blocks.#.token_mixer.proj.*"),
-        _row(f"{_STAGE}blocks.#.attn_scale", f"{_THEIR_STAGE}blocks.#.layer_scale_1.gamma"),
-        _row(f"{_STAGE}blocks.#.mlp_scale", f"{_THEIR_STAGE}blocks.#.layer_scale_2.gamma"),
-        _row(f"{_STAGE}blocks.#.mlp.**", f"{_THEIR_STAGE}blocks.#.mlp.**"),
+        _row(f"{_BLOCK}mixer.*", f"{_THEIR_BLOCK}token_mixer.reparam_conv.*"),
+        _row(f"{_BLOCK}norm.**", f"{_THEIR_BLOCK}norm.**"),
+        _row(f"{_BLOCK}attn.in_proj.weight", f"{_THEIR_BLOCK}token_mixer.qkv.weight"),
+        *_ATTENTION,
+        *_scaled(f"{_BLOCK}mlp.fc2", f"{_THEIR_BLOCK}mlp.fc2", f"{_THEIR_BLOCK}layer_scale"),
+        _row(f"{_BLOCK}mlp.**", f"{_THEIR_BLOCK}mlp.**"),
         _row("visual.last.*", "visual.trunk.final_conv.reparam_conv.*"),
         _row("visual.se.reduce.*", "visual.trunk.final_conv.se.fc1.*"),
         _row("visual.se.expand.*", "visual.trunk.final_conv.se.fc2.*"),

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-WHAT = ("image", "text", "classifier", "load", "tokenizer", "preprocess")
+WHAT = ("image", "text", "classifier", "load", "memory", "tokenizer", "preprocess")
 PEERS = ("openai", "open_clip", "transformers", "onnxruntime")
 MODEL = "a name from `miniclip models`, timed with random weights; or a file (default: ViT-B/32)"
-DTYPES = "such as float32,bfloat16 (default: float32, and half precision where it is faster)"
+DTYPES = "of float32, float16, bfloat16 and int8 (default: float32, and half precision where it is faster)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -13,8 +13,11 @@ import torch
 from torch import Tensor
 
 from miniclip.config import ViTConfig
-from miniclip.models import CLIP, convert_weights
+from miniclip.config_mobileclip import MobileCLIPConfig
+from miniclip.models import CLIP, convert_weights, int8
 from miniclip.rates import name as dtype_name
+from miniclip.weights import CheckpointError
+from miniclip.weights.convert import save_checkpoint
 from miniclip.weights.load import build_model
 
 MODULES = {"openai": "clip", "open_clip": "open_clip", "transformers": "transformers", "onnxruntime": "onnxruntime"}
@@ -56,6 +59,10 @@ def chosen(names: str) -> list[str]:
     return wanted
 
 
+def has_vit(model: CLIP) -> bool:
+    return isinstance(model.config.vision, ViTConfig) and not isinstance(model.config, MobileCLIPConfig)
+
+
 def encoders(model: CLIP, peer: str, dtypes: list[torch.dtype], compiled: bool) -> list[Encoder]:
     """A peer, or "miniclip", with the weights of `model`, float32 on the CPU, in each precision that it has."""
     made = []
@@ -71,13 +78,15 @@ def encoders(model: CLIP, peer: str, dtypes: list[torch.dtype], compiled: bool) 
 
 
 def _miniclip(model: CLIP, dtype: torch.dtype) -> Encoder:
-    if dtype is not torch.float32:
+    if dtype is torch.int8:
+        model = int8.quantize(build_model(model.state_dict(), model.config))
+    elif dtype is not torch.float32:
         model = convert_weights(build_model(model.state_dict(), model.config), dtype)
     return Encoder("miniclip", dtype_name(dtype), model.encode_image, model.encode_text)
 
 
 def _openai(model: CLIP, dtype: torch.dtype) -> Encoder | None:
-    if dtype is not torch.float32:
+    if dtype is not torch.float32 or isinstance(model.config, MobileCLIPConfig):
         return None  # on a CPU openai/CLIP is always float32
     import clip.model
 
@@ -85,28 +94,48 @@ def _openai(model: CLIP, dtype: torch.dtype) -> Encoder | None:
     return Encoder("openai/CLIP", "float32", theirs.encode_image, theirs.encode_text)
 
 
-def _open_clip(model: CLIP, dtype: torch.dtype) -> Encoder:
+def _open_clip(model: CLIP, dtype: torch.dtype) -> Encoder | None:
     from open_clip.model import build_model_from_openai_state_dict
 
+    if dtype is torch.int8:
+        return None  # PyTorch can quantise nn.Linear, but not its attention
+    if isinstance(model.config, MobileCLIPConfig):
+        return _open_clip_mobileclip(model, dtype)
     theirs = build_model_from_openai_state_dict(dict(model.state_dict()), cast_dtype=dtype).eval().to(dtype)
     return Encoder("open_clip", dtype_name(dtype), lambda x: theirs.encode_image(x.to(dtype)), theirs.encode_text)
 
 
+def _open_clip_mobileclip(model: CLIP, dtype: torch.dtype) -> Encoder | None:
+    """Its model with timm's image tower, whose branches timm has folded. It lacks two of ours."""
+    import open_clip
+    from timm.utils import reparameterize_model
+
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            save_checkpoint(model.config, model.state_dict(), Path(folder) / "model")
+        except CheckpointError:
+            return None
+        theirs = open_clip.create_model(f"local-dir:{Path(folder) / 'model'}").eval()
+    theirs = reparameterize_model(theirs).to(dtype)
+    return Encoder("open_clip", dtype_name(dtype), lambda x: theirs.encode_image(x.to(dtype)), theirs.encode_text)
+
+
 def _transformers(model: CLIP, dtype: torch.dtype) -> Encoder | None:
-    if not isinstance(model.config.vision, ViTConfig):
+    if not has_vit(model):
         return None  # it has no ModifiedResNet
     from transformers import CLIPModel
     from transformers.utils import logging
 
-    from miniclip.weights.convert import save_checkpoint
-
     logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder:
         save_checkpoint(model.config, model.state_dict(), Path(folder) / "model")
-        theirs = CLIPModel.from_pretrained(Path(folder) / "model", dtype=dtype).eval()
+        stored = torch.float32 if dtype is torch.int8 else dtype
+        theirs = CLIPModel.from_pretrained(Path(folder) / "model", dtype=stored).eval()
+    if dtype is torch.int8:
+        theirs = torch.ao.quantization.quantize_dynamic(theirs, {torch.nn.Linear})
 
     def image(x: Tensor) -> Tensor:
-        return _tensor(theirs.get_image_features(pixel_values=x.to(dtype)))
+        return _tensor(theirs.get_image_features(pixel_values=x.to(stored)))
 
     def text(ids: Tensor) -> Tensor:
         """Padded to the longest text, its best setting: its own tokenizer does so when asked."""
@@ -124,8 +153,8 @@ def _tensor(output) -> Tensor:
 
 
 def _onnxruntime(model: CLIP, dtype: torch.dtype) -> Encoder | None:
-    """On what `miniclip export` writes, of float32."""
-    if dtype is not torch.float32:
+    """On what `miniclip export` writes; int8 is onnxruntime's dynamic quantisation of that."""
+    if dtype not in (torch.float32, torch.int8):
         return None
     import onnxruntime
 
@@ -137,10 +166,16 @@ def _onnxruntime(model: CLIP, dtype: torch.dtype) -> Encoder | None:
         warnings.simplefilter("ignore")
         export_model(model, Path(folder) / "onnx", "onnx")
         files = [Path(folder) / "onnx" / f"{tower}.onnx" for tower in ("image", "text")]
+        if dtype is torch.int8:
+            from onnxruntime.quantization import quantize_dynamic
+
+            for file in files:
+                quantize_dynamic(file, file.with_suffix(".int8"), per_channel=True, reduce_range=True)
+            files = [file.with_suffix(".int8") for file in files]
         image, text = (onnxruntime.InferenceSession(file, options) for file in files)
     return Encoder(
         "onnxruntime",
-        "float32",
+        dtype_name(dtype),
         lambda x: torch.from_numpy(image.run(None, {"pixels": x.numpy()})[0]),
         lambda ids: torch.from_numpy(text.run(None, {"ids": ids.numpy()})[0]),
     )

@@ -57,18 +57,22 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """With its unit: "1.23 ms", "45.6 s"."""
-    return f"{seconds:.3g} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"
+    """With its unit: "1.23 ms", "45.6 s", "2.5 min"."""
+    for unit, least in (("h", 3600), ("min", 60), ("s", 1)):
+        if seconds >= least:
+            return f"{seconds / least:.3g} {unit}"
+    return f"{1e3 * seconds:.3g} ms"
 
 
 def plot(rows: Sequence[Row], title: str, output: Path) -> None:
-    """Items a second, the peers' as shares of miniclip's; a panel for each thing that was timed."""
+    """Items a second, the peers' in multiples of miniclip's; a panel for each thing that was timed."""
     from matplotlib.figure import Figure
 
     tasks = list(dict.fromkeys(row.what for row in rows))
     columns = min(3, len(tasks))
     depth = -(-len(tasks) // columns)
-    figure = Figure(figsize=(4.6 * columns, 2.6 * depth + 0.5), layout="constrained")
+    most = max(sum(row.what == what for row in rows) for what in tasks)
+    figure = Figure(figsize=(4.8 * columns, (0.3 * most + 0.5) * depth + 0.6), layout="constrained")
     panels = figure.subplots(depth, columns, squeeze=False).flatten()
     for panel, what in zip(panels, tasks, strict=False):
         group = [row for row in rows if row.what == what][::-1]
@@ -79,13 +83,16 @@ def plot(rows: Sequence[Row], title: str, output: Path) -> None:
         panel.barh(range(len(group)), speeds, color=colours)
         panel.set_yticks(range(len(group)), labels, fontsize=8)
         for place, (speed, row) in enumerate(zip(speeds, group, strict=True)):
-            panel.text(speed, place, f" {duration(row.times.median)}", va="center", fontsize=8)
-        panel.set_xlim(0, 1.35 * max(speeds))
+            times = f"  {speed:.2f}x" if row.name != "miniclip" else ""
+            panel.text(speed, place, f" {duration(row.times.median)}{times}", va="center", fontsize=8)
+        panel.set_xlim(0, 1.5 * max(speeds))
+        panel.set_ylim(len(group) - most - 0.6, len(group) - 0.4)  # bars are equally thick in all panels
         panel.set_xticks([])
-        panel.spines[["top", "right", "bottom"]].set_visible(False)
+        panel.spines[:].set_visible(False)
+        panel.tick_params(left=False)
         panel.set_title(what + (" *" if group[0].extrapolated else ""), fontsize=9, loc="left")
     for panel in panels[len(tasks) :]:
         panel.set_axis_off()
     star = "\n* extrapolated from a sample" if any(row.extrapolated for row in rows) else ""
-    figure.suptitle(f"{title}; longer bars are faster{star}", fontsize=10)
+    figure.suptitle(f"{title}\nmedian times; speeds in multiples of miniclip's{star}", fontsize=10)
     figure.savefig(output, dpi=130)

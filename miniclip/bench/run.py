@@ -12,7 +12,9 @@ from miniclip.bench import report, tasks
 from miniclip.bench.arguments import WHAT
 from miniclip.bench.peers import chosen, encoders
 from miniclip.config import MODELS
+from miniclip.config_mobileclip import MOBILECLIP
 from miniclip.models import CLIP
+from miniclip.models.mobileclip import MobileCLIP
 from miniclip.rates import HALF, WORTH, matrix_rate, name
 
 PACKAGES = ("torch", "torchvision", "clip-anytorch", "clip", "open_clip_torch", "transformers", "onnxruntime", "pillow")
@@ -47,7 +49,7 @@ def run(options: argparse.Namespace) -> dict:
     if options.json:
         options.json.write_text(json.dumps(result, indent=2) + "\n")
     if options.plot:
-        title = f"{options.model}, {result['machine']['cpu']}, {torch.get_num_threads()} threads"
+        title = f"{options.model}, {result['machine']['cpu']}, {tasks.threads()}"
         report.plot(rows, title, options.plot)
     return result
 
@@ -67,6 +69,8 @@ def _jobs(model: CLIP, wanted: list[str], peers: list[str], dtypes: list[torch.d
         del ways
     if "load" in wanted:
         yield list(tasks.loading(model, peers))
+    if "memory" in wanted:
+        yield list(tasks.loading(model, peers, encode=True))
     if "tokenizer" in wanted:
         yield list(tasks.tokenizers(peers, seconds / 5))
     if "preprocess" in wanted:
@@ -75,12 +79,12 @@ def _jobs(model: CLIP, wanted: list[str], peers: list[str], dtypes: list[torch.d
 
 def random_model(source: str) -> CLIP:
     """A model of a name's shape with random weights that half precision can hold; or the one in a file, float32."""
-    if source not in MODELS:
+    if source not in MODELS and source not in MOBILECLIP:
         from miniclip.weights import load
 
         return load(source, device="cpu", dtype=torch.float32)[0]
     torch.manual_seed(0)
-    model = CLIP(MODELS[source]).eval()
+    model = (CLIP(MODELS[source]) if source in MODELS else MobileCLIP(MOBILECLIP[source])).eval()
     for tensor in model.state_dict().values():
         if tensor.is_floating_point():
             tensor.copy_(tensor.half())
@@ -90,7 +94,7 @@ def random_model(source: str) -> CLIP:
 def _dtypes(given: str | None, rates: dict[str, float]) -> list[torch.dtype]:
     if given is None:
         return [torch.float32, *(half for half in HALF if rates[name(half)] > WORTH * rates["float32"])]
-    known = {name(dtype): dtype for dtype in (torch.float32, *HALF)}
+    known = {name(dtype): dtype for dtype in (torch.float32, *HALF, torch.int8)}
     if unknown := set(given.split(",")) - set(known):
         raise ValueError(f"--dtypes has {', '.join(sorted(unknown))}; expected some of {', '.join(known)}")
     return [torch.float32, *(known[dtype] for dtype in given.split(",") if dtype != "float32")]
@@ -101,7 +105,7 @@ def _heading(model: str, rates: dict[str, float]) -> str:
     versions = ", ".join(f"{package} {version}" for package, version in _versions().items())
     found = ", ".join(f"{dtype} {rate / 1e9:.0f}" for dtype, rate in rates.items())
     return (
-        f"{model} on {machine['cpu']}, {machine['threads']} threads, {machine['capability']}; {versions}\n"
+        f"{model} on {machine['cpu']}, {tasks.threads()}, {machine['capability']}; {versions}\n"
         f"matrix products of ViT-B's shapes, GFLOP/s: {found}"
     )
 

@@ -1,8 +1,9 @@
 """The stages of a MobileCLIP: the outputs of its modules, coarser than those of the other models.
 
 All of them in order, after the picture's (IMAGE in stages.py) and before `logits_per_image`. Names are the paths of
-the modules whose outputs they are, but for `text.ids`, `text.embedded`, the two named pooled and the two embeddings.
-Letters as in stages.py; of an MCi tower, C and t are the channels and the side of a stage's maps.
+the modules whose outputs they are, but for `text.ids`, `text.embedded`, the two named pooled, the two embeddings and
+probabilities of attention. Letters as in stages.py; of an MCi tower, C and t are the channels and the side of a stage's
+maps, and L the places of a map, row by row.
 
 There are no definitions to check them against and no known mistakes: `compare` finds the first stage that is wrong,
 but not why. Where the text tower is not causal, files have the rows of the padding too, which have an influence.
@@ -14,12 +15,13 @@ from collections.abc import Iterator
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from miniclip.config import ViTConfig
 from miniclip.config_mobileclip import MCiConfig, MobileCLIPConfig
 from miniclip.conformance.stages import IMAGE, LOGITS, Stage
-from miniclip.models.mobileclip import MobileCLIP
+from miniclip.models.mobileclip import HEAD_WIDTH, MapAttention, MobileCLIP
 
 MCI = (
     ("visual.stem.0",    "N C R/2 R/2", "3 x 3 convolution, stride 2, padding 1; before GELU"),
@@ -31,6 +33,7 @@ MCI_STAGE = (  # names follow the stage's own, as in visual.stages.1.downsample
     (".position",        "N C t t", "7 x 7 convolution of each channel, its input's sum folded in; from stage 3"),
     (".blocks.*",        "N C t t", "a block's output"),
 )  # fmt: skip
+ATTENTION = (".attn.probabilities", "N H L L", "softmax over the last side of q k^T / sqrt(d)")  # of blocks that attend
 MCI_END = (
     ("visual.last",      "N 2C t t", "3 x 3 convolution, two outputs for each channel"),
     ("visual.se",        "N 2C t t", "times the sigmoid of what all channels say; before GELU"),
@@ -68,8 +71,9 @@ INPUT_OF = {"visual.pooled": "visual.proj", "text.embedded": "transformer"}  # o
 def stages(config: MobileCLIPConfig) -> list[Stage]:
     """All stages of a picture and a text, in forward order."""
     rows = [*IMAGE, *_tower(config), *IMAGE_END, ("text.utf8", "bytes", "as in stages.py")]
-    layers = config.text.transformer.layers + (2 if config.text_taps else 0)
-    rows += [*_numbered(TEXT, layers), *LOGITS]
+    layers, convolutions = config.text.transformer.layers, 1 if config.text_taps else 0
+    attends = range(convolutions, convolutions + layers)
+    rows += [*_numbered(TEXT, layers + 2 * convolutions, attends), *LOGITS]
     return [Stage(name, tuple(shape.split()), definition) for name, shape, definition in rows]
 
 
@@ -79,21 +83,25 @@ def _tower(config: MobileCLIPConfig) -> Iterator[tuple[str, str, str]]:
         yield from MCI
         for stage, blocks in enumerate(vision.blocks):
             absent = ([".downsample"] if stage == 0 else []) + ([".position"] if stage < 3 else [])
-            for name, shape, definition in _numbered(MCI_STAGE, blocks):
+            for name, shape, definition in _numbered(MCI_STAGE, blocks, range(blocks if stage >= 3 else 0)):
                 if name not in absent:
                     yield f"visual.stages.{stage}{name}", shape, definition
         yield from MCI_END
     else:
         yield from VIT if isinstance(vision, ViTConfig) else CONV_VIT
-        yield from _numbered(VIT_END, vision.transformer.layers)
+        yield from _numbered(VIT_END, vision.transformer.layers, range(vision.transformer.layers))
 
 
-def _numbered(table: tuple, count: int) -> Iterator[tuple[str, str, str]]:
+def _numbered(table: tuple, count: int, attends: range) -> Iterator[tuple[str, str, str]]:
+    """The rows of a table, those of blocks once for each; attends: which blocks have attention."""
     for name, shape, definition in table:
-        if name.endswith(".*"):
-            yield from ((f"{name[:-1]}{i}", shape, definition) for i in range(count))
-        else:
+        if not name.endswith(".*"):
             yield name, shape, definition
+            continue
+        for i in range(count):
+            if i in attends:
+                yield f"{name[:-1]}{i}{ATTENTION[0]}", *ATTENTION[1:]
+            yield f"{name[:-1]}{i}", shape, definition
 
 
 def run(model: MobileCLIP, known: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -104,6 +112,11 @@ def run(model: MobileCLIP, known: dict[str, Tensor]) -> dict[str, Tensor]:
     names = [stage.name for stage in stages(model.config)]
     modules, found, handles = dict(model.named_modules()), dict(known), []
     for name in names:
+        if name.endswith(ATTENTION[0]):
+            module = modules[name.removesuffix(".probabilities")]
+            causal = name.startswith("transformer.") and model.transformer.causal
+            handles.append(module.register_forward_pre_hook(partial(_note_probabilities, found, name, causal)))
+            continue
         module = modules.get(INPUT_OF.get(name, name))
         if module is not None:
             register = module.register_forward_pre_hook if name in INPUT_OF else module.register_forward_hook
@@ -126,3 +139,17 @@ def run(model: MobileCLIP, known: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _note(found: dict[str, Tensor], name: str, module: nn.Module, inputs: tuple, output: Tensor | None = None) -> None:
     found[name] = inputs[0] if output is None else output
+
+
+def _note_probabilities(found: dict[str, Tensor], name: str, causal: bool, attn: nn.Module, inputs: tuple) -> None:
+    """Of an attention's inputs, in float32: the model itself never has them."""
+    x = inputs[0]
+    if isinstance(attn, MapAttention):
+        qkv = attn.in_proj(x.flatten(2).transpose(1, 2)).unflatten(-1, (3, -1, HEAD_WIDTH))
+    else:
+        qkv = F.linear(x, attn.in_proj_weight, attn.in_proj_bias).unflatten(-1, (3, attn.heads, -1))
+    q, k, _ = qkv.float().permute(2, 0, 3, 1, 4)
+    scores = q @ k.mT * q.shape[-1] ** -0.5
+    if causal:
+        scores += torch.full_like(scores, -torch.inf).triu(1)
+    found[name] = scores.softmax(dim=-1).to(x.dtype)

@@ -7,7 +7,6 @@ import json
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from miniclip.config_mobileclip import MobileCLIPConfig
 from miniclip.conformance.files import TraceError, load_stages, load_trace, save_trace, weights_sha256, without_padding
 from miniclip.conformance.measure import PRECISIONS
 
@@ -22,7 +21,7 @@ def add_trace_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=Path, metavar="FILE.safetensors", help="where the stages go")
     parser.add_argument("--only", action="append", metavar="PATTERN", help=ONLY)
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the attention over the picture")
-    parser.add_argument("--layer", type=int, help="of --plot: a ViT's layer, from 0 (default: the last)")
+    parser.add_argument("--layer", type=int, help="of --plot: a layer that attends, from 0 (default: the last)")
 
 
 def add_compare_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,8 +44,6 @@ def run_trace(model, options: argparse.Namespace) -> int:
     except RuntimeError as error:  # a text that is too long
         raise TraceError(str(error)) from error
     if options.plot:
-        if isinstance(model.config, MobileCLIPConfig):
-            raise TraceError("--plot draws attention, which the trace of a MobileCLIP does not hold: leave it out")
         plot_attention(stages, model.config, options.plot, options.layer)
         print(options.plot)
     if options.output:

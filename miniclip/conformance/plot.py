@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from miniclip.config import CLIPConfig, ViTConfig
+from miniclip.config import CLIPConfig, ResNetConfig
+from miniclip.config_mobileclip import MCiConfig
 from miniclip.conformance.files import TraceError
 
 
@@ -17,19 +18,19 @@ def attention_of(stages: Mapping[str, Tensor], config: CLIPConfig, layer: int | 
     """How much the first picture's pooled token attends to each place, float32 [H, rows, columns].
 
     layer: of a ViT, from 0 or from the end with -1; None: the last. Its class token's attention to itself is left out,
-    so a map need not sum to 1. A ResNet has one layer, the attention pool, whose query is the mean of the map.
+    so a map need not sum to 1. A ResNet has one layer, the attention pool, whose query is the mean of the map. An MCi
+    tower has attention in its last stages, and no token that is pooled: there it is the mean over all places' queries.
     """
-    if isinstance(config.vision, ViTConfig):
-        layers = config.vision.transformer.layers
-        layer = layers - 1 if layer is None else layer
-        if not -layers <= layer < layers:
-            raise TraceError(f"layer is {layer}; the image tower has the layers 0 to {layers - 1}")
-        name = f"visual.transformer.resblocks.{layer % layers}.attn.probabilities"
-    elif layer not in (None, 0, -1):
-        raise TraceError(f"layer is {layer}; a ResNet has only one layer of attention, its pool: leave it out")
-    else:
-        name = "visual.attnpool.probabilities"
-    to_places = stages[name][0, :, 0, 1:].float()
+    names = [name for name in stages if name.startswith("visual.") and name.endswith(".attn.probabilities")]
+    if isinstance(config.vision, ResNetConfig):
+        if layer not in (None, 0, -1):
+            raise TraceError(f"layer is {layer}; a ResNet has only one layer of attention, its pool: leave it out")
+        names = ["visual.attnpool.probabilities"]
+    layer = -1 if layer is None else layer
+    if not -len(names) <= layer < len(names):
+        raise TraceError(f"layer is {layer}; the image tower has the layers 0 to {len(names) - 1}")
+    probabilities = stages[names[layer]][0].float()  # [H, L, L], or [H, 1, L] of a pool
+    to_places = probabilities.mean(dim=1) if isinstance(config.vision, MCiConfig) else probabilities[:, 0, 1:]
     side = int(to_places.shape[1] ** 0.5)
     return to_places.unflatten(1, (side, side))
 

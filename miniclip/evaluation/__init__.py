@@ -1,15 +1,25 @@
 """Evaluation: how good a model is at naming pictures it was not trained to name, and at finding them by their captions.
 
-    prompts.py     templates, as data
-    zero_shot.py   classes as the mean of their prompts; top-k accuracy
-    retrieval.py   recall@k, from pictures to captions and back
-    datasets.py    pictures with names and captions, from lists and folders
-    report.py      all of it for one model and data set: as a dict, a table, a page of pictures
+    prompts.py       templates, as data
+    zero_shot.py     classes as the mean of their prompts; top-k accuracy
+    classifiers.py   classifiers of pictures: flat, hierarchical, open-set
+    concepts.py      whether something is in a picture; content checks, scene summaries
+    retrieval.py     recall@k, from pictures to captions and back
+    datasets.py      pictures with names and captions: published ones, the sample that ships, lists and folders
+    features.py      their embeddings, kept if wanted
+    statistics.py    confusion, recall of each class, the bootstrap
+    probe.py         linear probe and few-shot
+    report.py        all of it for one model and data set, as a dict
+    tables.py, pages.py   the same as tables and as pictures
+    options.py       `miniclip evaluate`
+    experiments/     `miniclip explore`
 """
 
 from miniclip.evaluation.datasets import read_classes, read_dataset
-from miniclip.evaluation.report import TASKS, evaluate, plot_answers, table
+from miniclip.evaluation.pages import plot_answers
+from miniclip.evaluation.report import TASKS, evaluate
 from miniclip.evaluation.retrieval import recall
+from miniclip.evaluation.tables import table
 from miniclip.evaluation.zero_shot import EvaluationError, expand_templates, topk_accuracy, zero_shot_weights
 
 __all__ = [

@@ -2,7 +2,8 @@
 
 IMAGENET and IMAGENET_7 are OpenAI's, from "Prompt Engineering for ImageNet" in the notebooks of openai/CLIP (MIT
 licence), in their order: the 80 behind the paper's figures, and the 7 that a forward selection among them kept, which
-do a little better. "itap" is short for "I took a picture".
+do a little better. "itap" is short for "I took a picture". CIFAR_18 and MNIST are OpenAI's too, from data/prompts.md
+there: with these, and IMAGENET, OpenCLIP's benchmark measures CIFAR-10 and CIFAR-100, MNIST and ImageNet.
 """
 
 from __future__ import annotations
@@ -40,6 +41,17 @@ IMAGENET_7 = (
     "a photo of the small {}.",
 )
 
+CIFAR_18 = (
+    "a photo of a {}.", "a blurry photo of a {}.", "a black and white photo of a {}.", "a low contrast photo of a {}.",
+    "a high contrast photo of a {}.", "a bad photo of a {}.", "a good photo of a {}.", "a photo of a small {}.",
+    "a photo of a big {}.",
+    "a photo of the {}.", "a blurry photo of the {}.", "a black and white photo of the {}.",
+    "a low contrast photo of the {}.", "a high contrast photo of the {}.", "a bad photo of the {}.",
+    "a good photo of the {}.", "a photo of the small {}.", "a photo of the big {}.",
+)  # fmt: skip
+
+MNIST = ('a photo of the number: "{}".',)
+
 CIFAR = ("a photo of a {}", "a picture of a {}", "an image of a {}", "a {} photo", "a {} picture")
 
 PICTOGRAMS = ("{}", "a {} emoji", "an emoji of a {}", "an icon of a {}", "a picture of a {}", "a drawing of a {}")
@@ -48,5 +60,7 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
     "imagenet": IMAGENET,
     "imagenet-7": IMAGENET_7,
     "cifar": CIFAR,
+    "cifar-18": CIFAR_18,
+    "mnist": MNIST,
     "pictograms": PICTOGRAMS,
 }

@@ -49,11 +49,13 @@ class CLIP(TextTransformer):
                 "stack what preprocess() returns for each picture"
             )
         image = image.to(self.dtype)
-        if self.fast and inference.applies(image, self.visual):
-            embedding = inference.image_embedding(self.visual, image)
-        else:
-            embedding = self.visual(image)
+        embedding = self._image_embedding(image)
         return ops.normalize(embedding) if normalize else embedding
+
+    def _image_embedding(self, image: Tensor) -> Tensor:
+        if self.fast and inference.applies(image, self.visual):
+            return inference.image_embedding(self.visual, image)
+        return self.visual(image)
 
     def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
         """Score every image against every text.

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from miniclip import ops
 from miniclip.kernels.dispatch import use_kernel
+from miniclip.models import int8
 from miniclip.models.resnet import AttentionPool, Bottleneck, ModifiedResNet
 from miniclip.models.transformer import MLP, Attention, LayerNorm, ResidualAttentionBlock, Transformer
 from miniclip.models.vit import VisionTransformer
@@ -173,22 +174,24 @@ def _run_blocks_on_cpu(
         if block is blocks[-1]:
             heard, x = attend_once(attn, y), x[pooled]
         else:
-            qkv = _linear(y, attn.in_proj_weight, attn.in_proj_bias, buffer)
+            qkv = _linear(y, attn, attn.in_proj_weight, attn.in_proj_bias, buffer)
             heard = attend(qkv.unflatten(1, (3, attn.heads, -1)))
         _add_linear(x, heard, attn.out_proj)
 
         if ops.ACTIVATIONS[mlp.activation] is ops.quick_gelu:
             y = F.layer_norm(x, (width,), 1.702 * block.ln_2.weight, 1.702 * block.ln_2.bias, block.ln_2.eps)
-            hidden = F.silu(_linear(y, mlp.c_fc.weight, 1.702 * mlp.c_fc.bias, buffer), inplace=True)
+            hidden = F.silu(_linear(y, mlp.c_fc, mlp.c_fc.weight, 1.702 * mlp.c_fc.bias, buffer), inplace=True)
             _add_linear(x, hidden, mlp.c_proj, 1 / 1.702)
         else:
-            hidden = _linear(_norm(block.ln_2, x), mlp.c_fc.weight, mlp.c_fc.bias, buffer)
+            hidden = _linear(_norm(block.ln_2, x), mlp.c_fc, mlp.c_fc.weight, mlp.c_fc.bias, buffer)
             _add_linear(x, ops.ACTIVATIONS[mlp.activation](hidden), mlp.c_proj)
     return x
 
 
-def _linear(y: Tensor, weight: Tensor, bias: Tensor, buffer: Tensor) -> Tensor:
-    """y [T, n_in], weight [n_out, n_in] -> y W^T + bias [T, n_out], which may be in the buffer."""
+def _linear(y: Tensor, layer: nn.Module, weight: Tensor, bias: Tensor, buffer: Tensor) -> Tensor:
+    """y [T, n_in], the layer's weight [n_out, n_in] -> y W^T + bias [T, n_out], which may be in the buffer."""
+    if (integers := int8.packed(layer, y)) is not None:
+        return int8.product(y, integers).add_(bias)
     if _suits_onednn(y):
         return _ONEDNN_LINEAR(y, weight, bias, "none", [], "")
     return torch.addmm(bias, y, weight.T, out=buffer[: len(y) * len(weight)].view(len(y), -1))
@@ -196,7 +199,9 @@ def _linear(y: Tensor, weight: Tensor, bias: Tensor, buffer: Tensor) -> Tensor:
 
 def _add_linear(x: Tensor, y: Tensor, layer: nn.Linear, scale: float = 1) -> None:
     """x += layer(scale * y), the bias not scaled."""
-    if _suits_onednn(y):
+    if (integers := int8.packed(layer, y)) is not None:
+        x.add_(int8.product(y, integers), alpha=scale)
+    elif _suits_onednn(y):
         x.add_(_ONEDNN_LINEAR(y, layer.weight, None, "none", [], ""), alpha=scale)
     else:
         x.addmm_(y, layer.weight.T, alpha=scale)

@@ -63,11 +63,10 @@ class ConvBlock(nn.Module):
         super().__init__()
         self.mixer = conv(channels, channels, kernel, groups=channels)
         self.mlp = ConvMLP(channels, mlp_kernel, ratio)
-        self.scale = nn.Parameter(torch.full((channels, 1, 1), 1e-5))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.mixer(x)
-        return torch.addcmul(x, self.scale.to(x.dtype), self.mlp(x))
+        return x + self.mlp(x)
 
 
 class MapAttention(nn.Module):
@@ -96,13 +95,11 @@ class MapAttentionBlock(nn.Module):
         super().__init__()
         self.norm = nn.BatchNorm2d(channels) if norm == "batch" else MapLayerNorm(channels)
         self.attn = MapAttention(channels)
-        self.attn_scale = nn.Parameter(torch.full((channels, 1, 1), 1e-5))
         self.mlp = ConvMLP(channels, 7, ratio)
-        self.mlp_scale = nn.Parameter(torch.full((channels, 1, 1), 1e-5))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = torch.addcmul(x, self.attn_scale.to(x.dtype), self.attn(self.norm(x)))
-        return torch.addcmul(x, self.mlp_scale.to(x.dtype), self.mlp(x))
+        x = x + self.attn(self.norm(x))
+        return x + self.mlp(x)
 
 
 class Downsample(nn.Module):
@@ -253,3 +250,17 @@ class MobileCLIP(CLIP):
                 "returns: in this model every token sees it"
             )
         return super().encode_text(text, normalize)
+
+    def _image_embedding(self, image: Tensor) -> Tensor:
+        from miniclip.models import inference_mobileclip as fast
+
+        if self.fast and fast.image_applies(self.visual, image):
+            return fast.image_embedding(self.visual, image)
+        return super()._image_embedding(image)
+
+    def _text_embedding(self, text: Tensor) -> Tensor:
+        from miniclip.models import inference_mobileclip as fast
+
+        if self.fast and fast.text_applies(self, text):
+            return fast.text_embedding(self, text)
+        return super()._text_embedding(text)

@@ -1,7 +1,7 @@
 """Pictures with captions: lists of them, batches of them in an order that (seed, epoch) decides, and their pixels.
 
 A list is a JSON list or JSONL of objects, or a CSV with a header, of an image's path, relative to the file, and its
-caption or captions:
+caption or captions, the first of them its name; a "category", one for many names, may be there too:
 
     [{"image": "image_001.jpg", "caption": "a red circle on white background"},
      {"image": "image_002.jpg", "captions": ["a dog in the snow", "winter in the park"]}]
@@ -29,10 +29,20 @@ CACHE_BYTES = 2 * 2**30  # decoded pictures are kept in memory where all of them
 
 @dataclass(frozen=True)
 class Example:
-    """A picture and what it shows. Where captions are names and keywords, the name comes first."""
+    """A picture and what it shows. Where captions are names and keywords, the name comes first.
 
-    image: Path
+    image: a file, or a picture in memory, which then has a source ("cifar10 test 17") to call it by
+    category: the kind of thing that it shows, one for many names, where the data set says so
+    """
+
+    image: Path | Image.Image
     captions: tuple[str, ...]
+    category: str | None = None
+    source: str = ""
+
+    @property
+    def title(self) -> str:
+        return self.source or str(self.image)
 
 
 @dataclass(frozen=True)
@@ -58,18 +68,20 @@ def read_examples(path: Path) -> list[Example]:
     Raises ValueError for what is no such list, naming the row; FileNotFoundError if there is none.
     """
     captions: dict[Path, list[str]] = {}
+    categories: dict[Path, str | None] = {}
     for number, row in _rows(path):
-        image, texts = row.get("image"), row.get("captions", row.get("caption"))
+        image, texts, category = row.get("image"), row.get("captions", row.get("caption")), row.get("category") or None
         texts = [texts] if isinstance(texts, str) else texts
         has_texts = isinstance(texts, list) and texts and all(isinstance(text, str) for text in texts)
-        if not (has_texts and isinstance(image, str)):
+        if not (has_texts and isinstance(image, str) and isinstance(category, str | None)):
             raise ValueError(
                 f'{path}, row {number}: got {str(row)[:200]}; expected "image", a path, and "caption" or "captions"'
             )
         captions.setdefault(path.parent / image, []).extend(texts)
+        categories.setdefault(path.parent / image, category)
     if not captions:
         raise ValueError(f"{path} lists no pictures")
-    return [Example(image, tuple(dict.fromkeys(texts))) for image, texts in captions.items()]
+    return [Example(image, tuple(dict.fromkeys(texts)), categories[image]) for image, texts in captions.items()]
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict]]:

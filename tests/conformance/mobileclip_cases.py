@@ -24,6 +24,8 @@ CASES = {
     "MobileCLIP2-S2": "openclip",
     "MobileCLIP2-B": "openclip",
     "MobileCLIP2-S3": "openclip",
+    "MobileCLIP2-S4": "openclip",
+    "MobileCLIP2-L-14": "openclip",
 }
 
 EMBEDDINGS = r"(pos_embed|positional_embedding|cls_token|token_embedding\.weight|embedding_layer\.weight)$"

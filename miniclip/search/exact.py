@@ -1,0 +1,157 @@
+"""The rows with the highest products, exactly: half precision read from a mapped file once, in bounded memory."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+PIECE = 1 << 15  # rows that a thread takes at a time
+CONVERTED = 1 << 19  # numbers that it has as float32 at a time: 2 MiB, which stay in the cache for the product
+AGAIN = 1 << 12  # products that are computed again at a time
+SPAN = 128  # rows of which only the best is looked at first
+
+
+def top_k(blocks: Iterable[Tensor], queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k rows with the highest product with each query, best first; of equal ones the lower row first.
+
+    blocks: [n, E] of one float dtype, finite, of at most unit length; together they are the rows that are searched
+    queries: float [Q, E], on the CPU
+    Returns scores float32 and row numbers int64, both [Q, k], or less wide if there are fewer rows.
+
+    Products that may be off by a known error find the candidates, products in float64 rank them. So it is exact, and a
+    score does not depend on where a row lies, as a matrix product's rounding does. Each thread takes the next piece:
+    PyTorch's own threads would wait for each other after every one of these short operations, which takes longer.
+    """
+    queries = queries.float()
+    best = _Best(queries, k)
+    pieces = _Shared(_pieces(blocks))
+
+    def work() -> None:
+        multiply = _Multiply(queries)
+        for first, piece in pieces:
+            best.add(first, piece, *multiply(piece))
+
+    with _one_thread_an_operation() as threads, ThreadPoolExecutor(threads) as pool:
+        for future in [pool.submit(work) for _ in range(threads)]:
+            future.result()
+    _, row, score = best.rows
+    return score.view(len(queries), -1), row.view(len(queries), -1)
+
+
+class _Multiply:
+    """Products of queries and rows, and how far they can be off for rows of at most unit length, float32 [Q]."""
+
+    def __init__(self, queries: Tensor):
+        self.queries = queries
+        norm = queries.norm(dim=1)
+        self.error = norm * queries.shape[1] * 2**-24  # E roundings to float32
+        self.half = queries.half()
+        # In half precision the query is rounded before and the product after, while the sum is float32.
+        self.half_error = self.error + (queries - self.half).norm(dim=1) + norm * 2**-11
+        self.step = max(1, CONVERTED // queries.shape[1])
+        self.rows = torch.empty(min(self.step, PIECE), queries.shape[1])
+        self.scores = torch.empty(len(queries), PIECE)
+
+    def __call__(self, piece: Tensor) -> tuple[Tensor, Tensor]:
+        """piece: [n, E], n <= PIECE. The products, float32 [Q, n], are overwritten by the next call."""
+        if len(self.queries) == 1 and piece.dtype == torch.float16:  # for one query the conversion would take longest
+            return (piece @ self.half[0]).float()[None], self.half_error
+        for start in range(0, len(piece), self.step):
+            some = self.rows[: len(piece) - start].copy_(piece[start : start + self.step])
+            torch.mm(self.queries, some.T, out=self.scores[:, start : start + len(some)])
+        return self.scores[:, : len(piece)], self.error
+
+
+def _pieces(blocks: Iterable[Tensor]) -> Iterator[tuple[int, Tensor]]:
+    """All rows in pieces, each with the number of its first row."""
+    first = 0
+    for block in blocks:
+        for start in range(0, len(block), PIECE):
+            yield first + start, block[start : start + PIECE]
+        first += len(block)
+
+
+class _Best:
+    """The best rows of each query among those that were added so far, by any thread and in any order."""
+
+    def __init__(self, queries: Tensor, k: int):
+        self.queries = queries
+        self.k = k
+        self.rows = torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64), torch.empty(0)
+        self.floor = torch.full((len(queries),), -torch.inf)  # the k-th score
+        self.lock = threading.Lock()
+
+    def add(self, first: int, rows: Tensor, scores: Tensor, error: Tensor) -> None:
+        """rows: [n, E], the first of them number `first`; scores: float32 [Q, n], their products, off by `error`."""
+        query, row = self._candidates(scores, error)
+        if not len(query):
+            return
+        parts = zip(query.split(AGAIN), row.split(AGAIN), strict=True)
+        score = torch.cat([(self.queries[q].double() * rows[r].double()).sum(dim=1) for q, r in parts]).float()
+        new = query, first + row, score
+        with self.lock:
+            self.rows = _ranked(*(torch.cat(both) for both in zip(self.rows, new, strict=True)), self.k)
+            query, _, score = self.rows
+            counts = query.bincount(minlength=len(self.floor))
+            full = counts == self.k
+            self.floor[full] = score[counts.cumsum(0)[full] - 1]
+
+    def _candidates(self, scores: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and rows whose true scores may reach the floor, or are among the k best of these.
+
+        Most spans of rows have none, which their maximum tells. The k-th of the maxima is a floor too.
+        """
+        span = max(1, min(SPAN, scores.shape[1] // self.k))
+        if scores.shape[1] % span:
+            scores = F.pad(scores, (0, -scores.shape[1] % span), value=-torch.inf)
+        spans = scores.unflatten(1, (-1, span))
+        maxima = spans.amax(dim=2)  # [Q, spans]
+        needed = (self.floor - error).clamp(min=torch.finfo(scores.dtype).min)  # above the padding
+        if maxima.shape[1] >= self.k:
+            needed = torch.maximum(needed, maxima.topk(self.k).values[:, -1] - 2 * error)
+        query, number = (maxima >= needed[:, None]).nonzero(as_tuple=True)
+        which, offset = (spans[query, number] >= needed[query, None]).nonzero(as_tuple=True)
+        return query[which], number[which] * span + offset
+
+
+def _ranked(query: Tensor, row: Tensor, score: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Sort by query, falling score, and row; keep the first k of each query."""
+    order = row.argsort()
+    order = order[score[order].argsort(descending=True, stable=True)]
+    order = order[query[order].argsort(stable=True)]
+    counts = query.bincount()
+    start = (counts.cumsum(0) - counts)[query[order]]
+    order = order[torch.arange(len(order)) - start < k]
+    return query[order], row[order], score[order]
+
+
+class _Shared:
+    """An iterator that several threads take from."""
+
+    def __init__(self, items: Iterator):
+        self.items = items
+        self.lock = threading.Lock()
+
+    def __iter__(self) -> Iterator:
+        return self
+
+    def __next__(self):
+        with self.lock:
+            return next(self.items)
+
+
+@contextmanager
+def _one_thread_an_operation() -> Iterator[int]:
+    """Inside it PyTorch's operations don't start threads; gives the number that they had."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield threads
+    finally:
+        torch.set_num_threads(threads)

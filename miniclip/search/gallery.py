@@ -1,0 +1,123 @@
+"""The answers to a search as one page of pictures: a single HTML file that needs nothing else, not even the originals.
+
+Nothing in the page is trusted: names are escaped, and its policy lets the browser run the one script that we put there,
+load no address, and send nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import os
+from collections.abc import Iterator, Sequence
+from html import escape
+from pathlib import Path
+from string import Template
+
+from PIL import Image, ImageOps
+
+from miniclip.preprocess import ImageError, open_image
+from miniclip.search.index import Hit, SearchError, printable
+from miniclip.search.query import Part, is_picture
+
+THUMBNAIL = 640  # pixels of the longer side: sharp in the page on fine screens, and enough for the viewer
+QUERY_THUMBNAIL = 160
+QUALITY = 80  # of JPEG
+RATIOS = 0.45, 2.6  # of width to height; beyond these the page shows a part
+ABOUT_ONE = "The score is the cosine between a picture and the query; a bar shows where it lies on this page."
+ABOUT_SEVERAL = (
+    "The score is the mean cosine between a picture and the parts of the query{less}; "
+    "a bar shows where it lies on this page."
+)
+
+
+def write_gallery(file: str | Path, hits: Sequence[Hit], wanted: Sequence[Part], unwanted: Sequence[Part] = ()) -> None:
+    """Write the page. hits: of pictures; wanted, unwanted: as in `embed_query`, to say what they are the answers to."""
+    file = Path(file)
+    script = Path(__file__).with_name("gallery.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    words = [printable(str(part)) if isinstance(part, str) else "a picture" for part in wanted]
+    common = _common_folder(hits)
+    several = len(wanted) > 1 or bool(unwanted)
+    less = ", less half of that with what is struck out" if unwanted else ""
+    page = Template(Path(__file__).with_name("gallery.html").read_text(encoding="utf-8")).substitute(
+        policy=f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; "
+        "base-uri 'none'; form-action 'none'",
+        title=escape(", ".join(words)) + " – search",
+        kind="Pictures found for",
+        query="".join(_query(wanted, unwanted)),
+        about=ABOUT_SEVERAL.format(less=less) if several else ABOUT_ONE,
+        count=f"{len(hits)} picture{'s' * (len(hits) != 1)}",
+        folder=f"All are in <code>{escape(printable(common))}</code>." if common else "",
+        cards="\n".join(_cards(hits, common)),
+        script=script,
+    )
+    try:
+        file.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise SearchError(f"can't write {file}: {error}") from error
+
+
+def _query(wanted: Sequence[Part], unwanted: Sequence[Part]) -> Iterator[str]:
+    for parts, sign, kind in ((wanted, "+", ""), (unwanted, "−", ' class="not"')):
+        for i, part in enumerate(parts):
+            if sign == "−" or i:
+                yield f'<span class="sign">{"without" if sign == "−" else "and"}</span>'
+            if is_picture(part):
+                name = printable(Path(getattr(part, "filename", "") if isinstance(part, Image.Image) else part).name)
+                picture = part if isinstance(part, Image.Image) else open_image(part)
+                yield f'<img{kind} src="{_data_uri(picture, QUERY_THUMBNAIL)}" alt="{escape(name or "a picture")}">'
+            else:
+                yield f"<span{kind}>{escape(printable(part))}</span>"
+
+
+def _common_folder(hits: Sequence[Hit]) -> str:
+    """The folder that all are in, or "" if that is the root of the disk."""
+    try:
+        common = Path(os.path.commonpath([os.path.dirname(hit.path) for hit in hits]))
+    except ValueError:  # there are no paths, or they are on several drives
+        return ""
+    return "" if common == Path(common.anchor) else str(common)
+
+
+def _cards(hits: Sequence[Hit], common: str) -> Iterator[str]:
+    if not hits:
+        return
+    low, high = min(hit.score for hit in hits), max(hit.score for hit in hits)
+    for rank, hit in enumerate(hits, 1):
+        path = Path(hit.path)
+        name = escape(printable(path.name))
+        folder = os.path.relpath(path.parent, common) if common else str(path.parent)
+        folder = "" if folder == os.curdir else escape(printable(folder))
+        share = (hit.score - low) / (high - low) if high > low else 1.0
+        score = f"{round(hit.score, 3) + 0:.3f}".replace("-", "−")
+        try:
+            image = open_image(path)
+            image = ImageOps.exif_transpose(image)
+            ratio = min(max(image.width / image.height, RATIOS[0]), RATIOS[1])
+            shown = f'<img src="{_data_uri(image, THUMBNAIL)}" alt="{name}" loading="lazy" decoding="async">'
+            frame = f'<span class="frame">{shown}</span>'
+        except ImageError:
+            ratio = 1.0
+            frame = '<span class="frame gone">The file is gone or can’t be read</span>'
+        yield (
+            f'<li style="--ratio:{ratio:.3f}"><a class="card" href="{escape(path.absolute().as_uri())}" '
+            f'data-path="{escape(printable(hit.path))}" '
+            f'aria-label="{rank}: {name}, score {score}">{frame}'
+            f'<span class="bar"><i style="--share:{4 + 96 * share:.1f}%"></i></span>'
+            f'<span class="line"><span class="rank">{rank}</span><span class="name">{name}</span>'
+            f'<span class="score">{score}</span></span><span class="folder">{folder}</span></a></li>'
+        )
+
+
+def _data_uri(image: Image.Image, size: int) -> str:
+    """A JPEG of at most size x size pixels; what is transparent becomes white."""
+    image = image.copy()
+    image.thumbnail((size, size), Image.Resampling.LANCZOS)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    data = io.BytesIO()
+    image.convert("RGB").save(data, "JPEG", quality=QUALITY, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()
