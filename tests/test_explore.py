@@ -461,11 +461,11 @@ def test_zero_shot_agrees_with_evaluate(study, model):
 
 
 def test_right_category(study):
-    """Everything is taken for red, which is warm, as half of the pictures are."""
-    warm = {"red": "warm", "yellow": "warm", "green": "cold", "blue": "cold"}
-    sorts = [replace(example, category=warm[example.captions[0]]) for example in study.examples]
+    """Everything is taken for red, which is warm, as three quarters of the pictures are."""
+    kinds = {"red": "warm", "yellow": "warm", "green": "warm", "blue": "cold"}
+    sorts = [replace(example, category=kinds[example.captions[0]]) for example in study.examples]
     predicted = torch.full_like(study.targets, study.classes.index("red"))
-    assert zero_shot._right_category(replace(study, examples=sorts), predicted)["share"] == 0.5
+    assert zero_shot._right_category(replace(study, examples=sorts), predicted)["share"] == 0.75
     assert zero_shot._right_category(study, predicted) is None
 
 

@@ -79,6 +79,7 @@ def test_the_format_as_it_is_documented(model, photos, tmp_path):
     assert settings["model"] == model and settings["embedding"] == 32
     (file,) = sorted((tmp_path / "index").glob("*.safetensors"))
     assert file.name == "000000000-000000003.safetensors"
+    assert file.stat().st_mode == (tmp_path / "index" / "index.json").stat().st_mode
     with safetensors.safe_open(file, "numpy") as shard:
         assert set(shard.keys()) == {"embeddings", "paths", "stats", "hashes"}
         paths = json.loads(shard.get_tensor("paths").tobytes())

@@ -163,6 +163,7 @@ def test_the_inference_form_for_causal_towers_would_be_wrong():
 
 # Small models of every kind of tower, folded or not, under all names.
 
+
 @pytest.mark.parametrize("norm", SMALL_MCI)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_folded_equals_branched(norm, dtype):

@@ -228,6 +228,13 @@ def test_wrong_queries(drawings, capsys, query, said):
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", [["--top", "0"], ["--top", "-1"], ["--top", "x"]])
+def test_wrong_options(drawings, capsys, option):
+    with pytest.raises(SystemExit):
+        main(["search", str(drawings), "dog", *option])
+    assert "is not a number from 1" in capsys.readouterr().err
+
+
 def test_a_folder_of_pictures_is_not_an_index(capsys):
     assert main(["search", str(IMAGES), "dog"]) == 2
     assert "is not an index" in capsys.readouterr().err

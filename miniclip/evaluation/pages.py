@@ -68,7 +68,7 @@ def plot_mistakes(predictions: list[dict], examples: Sequence[Example], output: 
     for axis, answer in zip(axes.flat, shown, strict=False):
         _draw(axis, pictures[answer["image"]], answer["name"])
         own = f"own name: {_ordinal(answer['rank'])}"
-        _caption(axis, f"{answer['predicted']} {answer['probability']:.0%}", own)
+        _caption(axis, f"called {answer['predicted']}, {answer['probability']:.0%}", own)
     _bare(axes.flat)
     figure.savefig(output, dpi=120)
 
@@ -82,8 +82,7 @@ def plot_confusion(predictions: list[dict], output: Path) -> None:
     from matplotlib.patches import Rectangle
 
     # Only what occurs, whichever names there were to choose from.
-    occurring = dict.fromkeys(answer[key] for key in ("name", "predicted") for answer in predictions)
-    names = list(occurring)
+    names = sorted({answer[key] for key in ("name", "predicted") for answer in predictions})
     number = {name: i for i, name in enumerate(names)}
     targets, predicted = (
         torch.tensor([number[answer[key]] for answer in predictions]) for key in ("name", "predicted")

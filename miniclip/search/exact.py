@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-PIECE = 1 << 15  # rows that a thread takes at a time
+PIECE = 1 << 14  # rows that a thread takes at a time
 CONVERTED = 1 << 19  # numbers that it has as float32 at a time: 2 MiB, which stay in the cache for the product
 AGAIN = 1 << 12  # products that are computed again at a time
 SPAN = 128  # rows of which only the best is looked at first

@@ -6,6 +6,7 @@
         000000312-000000312.safetensors     another, of one batch; more are written while an index is made
         rejected.json                       files that can't be read: path -> [bytes, mtime, why]
         approximate.faiss                   optional, see approximate.py
+        .lock                               held by the process that writes; others may read meanwhile
 
 A shard has four tensors, with a row for each of its n pictures; all shards' rows in the order of their names are the
 rows of the index:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from miniclip.search.index import DEFAULT_MODEL, Hit, Index, SearchError, printable
+from miniclip.search.index import APPROXIMATE, DEFAULT_MODEL, Hit, Index, SearchError, printable
 
 UNWANTED = "words or a picture to stay away from: half its score is taken off (may be repeated: of several the mean)"
 
@@ -17,8 +17,8 @@ UNWANTED = "words or a picture to stay away from: half its score is taken off (m
 def add_index_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("inputs", nargs="+", type=Path, metavar="FOLDER", help="searched however deep; also pictures")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="INDEX", help="a directory of its own")
-    parser.add_argument("--batch-size", type=int, default=32, help="pictures at a time (default: 32)")
-    parser.add_argument("--workers", type=int, help="threads that decode pictures (default: one a core)")
+    parser.add_argument("--batch-size", type=_positive, default=32, help="pictures at a time (default: 32)")
+    parser.add_argument("--workers", type=_positive, help="threads that decode pictures (default: one a core)")
     parser.add_argument("--faiss", action="store_true", help="also prepare approximate search (needs faiss)")
     parser.add_argument("--json", action="store_true")
 
@@ -27,10 +27,16 @@ def add_search_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("index", type=Path, metavar="INDEX", help="as `miniclip index` makes it; or captions, a .txt")
     parser.add_argument("query", nargs="+", metavar="QUERY", help="words, or a picture's file; of several the mean")
     parser.add_argument("--not", action="append", default=[], dest="unwanted", metavar="QUERY", help=UNWANTED)
-    parser.add_argument("--top", type=int, default=10, metavar="K", help="how many answers (default: 10)")
+    parser.add_argument("--top", type=_positive, default=10, metavar="K", help="how many answers (default: 10)")
     parser.add_argument("--faiss", action="store_true", help="approximate: faster for millions; see `index --faiss`")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--html", type=Path, metavar="FILE", help="also write the answers as a page of pictures")
+
+
+def _positive(number: str) -> int:
+    if not number.isdecimal() or int(number) == 0:
+        raise argparse.ArgumentTypeError(f"{number!r} is not a number from 1")
+    return int(number)
 
 
 def run_index(options: argparse.Namespace, dtype: object) -> int:
@@ -58,7 +64,7 @@ def run_index(options: argparse.Namespace, dtype: object) -> int:
         print(json.dumps(report._asdict(), indent=2))
     else:
         _print_report(report, options.output)
-    if options.faiss:
+    if options.faiss and report.pictures and not (options.output / APPROXIMATE).exists():  # it goes with every change
         approximate.build(Index(options.output))
     for fault in report.rejected:
         print(f"miniclip: {printable(fault)}", file=sys.stderr)
