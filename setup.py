@@ -11,6 +11,7 @@ TRITON = ["triton>=3.6; platform_system == 'Linux'"]
 PROBE = ["scikit-learn"]
 ONNX = ["onnx", "onnxruntime", "onnxscript"]
 FAISS = ["faiss-cpu"]
+FOR_TESTS = [*PLOT, *PICTOGRAMS, *WEBDATASET, *ONNX, *TRITON, *PROBE, *FAISS]
 
 setup(
     name="miniclip",
@@ -46,10 +47,7 @@ setup(
         "onnx": ONNX,
         "faiss": FAISS,
         "probe": PROBE,
-        "test": [
-            *("pytest", "hypothesis", "ruff", "setuptools>=77"),
-            *PLOT, *PICTOGRAMS, *WEBDATASET, *ONNX, *TRITON, *PROBE, *FAISS,
-        ],  # fmt: skip
+        "test": ["pytest", "hypothesis", "ruff", "setuptools>=77", *FOR_TESTS],
     },
     entry_points={"console_scripts": ["miniclip=miniclip.cli:main"]},
 )
