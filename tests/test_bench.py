@@ -57,7 +57,10 @@ def test_table():
     assert "extrapolated" in report.table(rows[::-1])
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(0.00123456, "1.23 ms"), (0.999, "999 ms"), (45.61, "45.6 s"), (9670, "2.69 h"), (90, "1.5 min")])
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.00123456, "1.23 ms"), (0.999, "999 ms"), (45.61, "45.6 s"), (90, "1.5 min"), (9670, "2.69 h")],
+)
 def test_duration(seconds, text):
     assert report.duration(seconds) == text
 

@@ -149,7 +149,7 @@ def test_bad_arguments(arguments, fault, capsys):
     assert fault in error
 
 
-@pytest.mark.parametrize("option", [["--device", "gpu"], ["--batch-size", "0"], ["--dtype", "int8"]])
+@pytest.mark.parametrize("option", [["--device", "gpu"], ["--batch-size", "0"], ["--dtype", "int3"]])
 def test_bad_options(option, capsys):
     with pytest.raises(SystemExit) as exit:
         main(["embed", PICTURES[0], "-o", "x.safetensors", *option])

@@ -4,8 +4,8 @@ The weights of the transformers' blocks are rounded to int8, each row with a sca
 activations, each token with its own, while they are computed. All else stays float32, and so does what the model holds:
 its parameters, its state dict, and the towers as `model.fast = False` runs them.
 
-How close embeddings stay depends on the weights: tiny-ViT's keep a cosine of 0.9995 and more with their float32 ones; of
-models with random weights 0.9986 was seen. Compare yours before you rely on it.
+How close embeddings stay depends on the weights: tiny-ViT's keep a cosine of 0.9995 and more with their float32 ones;
+of models with random weights 0.9986 was seen. Compare yours before you rely on it.
 """
 
 from __future__ import annotations
