@@ -14,15 +14,13 @@ _above = Path(__file__).parents[1]
 if (_above / "setup.py").exists():  # a checkout: kernels/ and weights/ stand beside this folder, not in it
     __path__.append(str(_above))
 
-from miniclip.models import CLIP  # noqa: E402
-from miniclip.tokenizer import tokenize  # noqa: E402
-
 __version__ = "0.1.0"
 __all__ = ["CLIP", "available_models", "build_model", "compare", "load", "tokenize", "trace"]
 
-# What needs Pillow, safetensors or more is imported when it is first asked for: `import miniclip` has to be quick.
+# Imported when it is first asked for: `import miniclip` has to be quick. What computes nothing needs no PyTorch.
 _LATER = dict.fromkeys(["available_models", "build_model", "load"], "miniclip.weights")
 _LATER |= dict.fromkeys(["compare", "trace"], "miniclip.conformance")
+_LATER |= {"CLIP": "miniclip.models", "tokenize": "miniclip.tokenizer"}
 
 
 def __getattr__(name: str):

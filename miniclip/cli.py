@@ -7,17 +7,13 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from miniclip.bench.arguments import add_arguments as add_bench_arguments
 from miniclip.config import ACTIVATIONS, MODELS, CLIPConfig
 from miniclip.config_mobileclip import MOBILECLIP, PUBLISHED
-from miniclip.conformance.options import add_compare_arguments, add_trace_arguments
-from miniclip.evaluation.experiments.options import add_arguments as add_explore_arguments
-from miniclip.evaluation.options import add_arguments as add_evaluate_arguments
-from miniclip.search.options import add_index_arguments, add_search_arguments
-from miniclip.training.options import add_arguments as add_train_arguments
+
+if TYPE_CHECKING:  # importing it takes seconds, which commands that compute nothing save
+    import torch
 
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 ACTIVATION = "of a file that can't say (default: quick_gelu, OpenAI's)"
@@ -25,118 +21,65 @@ FORMATS = (
     "x.safetensors; x.pt, a state dict as openai/CLIP reads it; or x, a new Hugging Face directory. A MobileCLIP: with "
     "OpenCLIP's names, or as OpenCLIP's directory"
 )
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+DTYPES = ("float32", "float16", "bfloat16")
+MODEL = "a name from `miniclip models`, or a file or directory"
+INDEXED = "a name or path (default: the index's; for a new one, and for captions, ViT-B/32)"
+SEVERAL = "a name from `miniclip models`, a file or directory; several are compared (default: ViT-B/32)"
 DTYPE = "of the arithmetic; auto: what is fastest here (default: float16 on CUDA, else float32)"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, 1 if some inputs were bad, 2 if nothing could be done."""
-    from miniclip.preprocess import ImageError
-    from miniclip.search import SearchError
-    from miniclip.weights import CheckpointError
-    from miniclip.weights.download import DownloadError
-
-    options = _parser().parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = _parser(next((word for word in arguments if word in COMMANDS), None)).parse_args(arguments)
     try:
         return options.command(options)
     except BrokenPipeError:  # the reader of our output has seen enough: `miniclip search ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes there
         return 1
-    except (CheckpointError, DownloadError, ImageError, SearchError, UsageError) as error:
+    except _bad_input() as error:
         print(f"miniclip: error: {error}", file=sys.stderr)
         return 2
+
+
+def _bad_input() -> tuple[type[Exception], ...]:
+    """The errors whose messages say what was wrong and what to do; called only when there is one."""
+    from miniclip.preprocess import ImageError
+    from miniclip.search import SearchError
+    from miniclip.weights import CheckpointError
+    from miniclip.weights.download import DownloadError
+
+    return CheckpointError, DownloadError, ImageError, SearchError, UsageError
 
 
 class UsageError(Exception):
     """What was asked for can't be done; the message says why."""
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(name: str | None) -> argparse.ArgumentParser:
+    """With the arguments of the command that is called `name`; of the others the modules needn't be imported."""
     parser = argparse.ArgumentParser(prog="miniclip", description="CLIP in plain PyTorch.")
     commands = parser.add_subparsers(title="commands", required=True)
-
-    model = _model_arguments("ViT-B/32", "a name from `miniclip models`, or a file or directory")
-    indexed = _model_arguments(None, "a name or path (default: the index's; for a new one, and for captions, ViT-B/32)")
-    several = "a name from `miniclip models`, a file or directory; several are compared (default: ViT-B/32)"
-    compared = _model_arguments(None, several, action="append")
-
-    command = commands.add_parser("models", help="list the models that can be loaded by name")
-    command.add_argument("--json", action="store_true")
-    command.set_defaults(command=models)
-
-    command = commands.add_parser("classify", parents=[model], help="probabilities of labels for pictures")
-    command.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
-    command.add_argument("--labels", required=True, help='separated by commas: "a cat,a dog"')
-    command.add_argument("--template", default="{}", help='what {} in it becomes a label: "a photo of a {}."')
-    command.add_argument("--json", action="store_true")
-    command.add_argument("--plot", type=Path, metavar="FILE", help="draw the pictures with their probabilities")
-    command.set_defaults(command=classify)
-
-    command = commands.add_parser("embed", parents=[model], help="unit embeddings of pictures and texts, to a file")
-    command.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="pictures, folders of them, .txt files")
-    command.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.safetensors")
-    command.add_argument("--batch-size", type=_positive, default=32, help="pictures at a time (default: 32)")
-    command.add_argument("--workers", type=_positive, help="threads that decode pictures (default: one a core)")
-    command.add_argument("--output-dtype", choices=DTYPES, default="float32", help="of the file (default: float32)")
-    command.set_defaults(command=embed)
-
-    command = commands.add_parser("index", parents=[indexed], help="make pictures searchable; again: only what is new")
-    add_index_arguments(command)
-    command.set_defaults(command=index)
-
-    command = commands.add_parser("search", parents=[indexed], help="find pictures in an index by words or pictures")
-    add_search_arguments(command)
-    command.set_defaults(command=search)
-
-    command = commands.add_parser("evaluate", parents=[compared], help="accuracy, retrieval and probes on a data set")
-    add_evaluate_arguments(command)
-    command.set_defaults(command=evaluate)
-
-    command = commands.add_parser("explore", parents=[model], help="nine experiments, each with a table and a picture")
-    add_explore_arguments(command)
-    command.set_defaults(command=explore)
-
-    command = commands.add_parser("train", help="train a CLIP from scratch, or fine-tune one")
-    add_train_arguments(command)
-    command.set_defaults(command=train)
-
-    command = commands.add_parser("trace", parents=[model], help="every stage of a forward pass, for ports, to a file")
-    add_trace_arguments(command)
-    command.set_defaults(command=trace)
-
-    command = commands.add_parser("compare", help="the first stage of a port that is wrong, and why")
-    add_compare_arguments(command)
-    command.set_defaults(command=compare)
-
-    command = commands.add_parser("bench", help="speed and memory, beside openai/CLIP, open_clip and others")
-    add_bench_arguments(command)
-    command.set_defaults(command=bench)
-
-    command = commands.add_parser("convert", help="rewrite a checkpoint in another format, its values unchanged")
-    command.add_argument("input", metavar="IN", help="a name from `miniclip models`, or a file or directory")
-    command.add_argument("output", type=Path, metavar="OUT", help=FORMATS)
-    command.add_argument("--activation", choices=ACTIVATIONS, help=ACTIVATION)
-    command.set_defaults(command=convert)
-
-    command = commands.add_parser("export", help="write both towers as ONNX, or as torch.export's programs")
-    command.add_argument("--model", default="ViT-B/32", help="a name from `miniclip models`, or a file or directory")
-    command.add_argument("--activation", choices=ACTIVATIONS, help=ACTIVATION)
-    command.add_argument("--format", choices=("onnx", "torch"), default="onnx", help="(default: onnx)")
-    command.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="a new directory")
-    command.set_defaults(command=export)
+    for each, (text, add_arguments, run) in COMMANDS.items():
+        command = commands.add_parser(each, help=text)
+        command.set_defaults(command=run)
+        if each == name:
+            add_arguments(command)
     return parser
 
 
-def _model_arguments(default: str | None, text: str, action: str = "store") -> argparse.ArgumentParser:
-    model = argparse.ArgumentParser(add_help=False)
-    model.add_argument("--model", default=default, action=action, help=text)
-    model.add_argument("--device", type=_device, help="cpu, cuda, ... (default: CUDA where there is one)")
-    model.add_argument("--dtype", choices=(*DTYPES, "auto", "int8"), help=DTYPE)
-    model.add_argument("--activation", choices=ACTIVATIONS, help=ACTIVATION)
-    return model
+def _add_model_arguments(
+    command: argparse.ArgumentParser, default: str | None = "ViT-B/32", text: str = MODEL, action: str = "store"
+) -> None:
+    command.add_argument("--model", default=default, action=action, help=text)
+    command.add_argument("--device", type=_device, help="cpu, cuda, ... (default: CUDA where there is one)")
+    command.add_argument("--dtype", choices=(*DTYPES, "auto", "int8"), help=DTYPE)
+    command.add_argument("--activation", choices=ACTIVATIONS, help=ACTIVATION)
 
 
 def _device(name: str) -> torch.device:
+    import torch
+
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:  # the latter from a PyTorch without CUDA
@@ -147,6 +90,10 @@ def _positive(number: str) -> int:
     if not number.isdecimal() or int(number) == 0:
         raise argparse.ArgumentTypeError(f"{number!r} is not a number from 1")
     return int(number)
+
+
+def _models_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--json", action="store_true")
 
 
 def models(options: argparse.Namespace) -> int:
@@ -180,6 +127,8 @@ def models(options: argparse.Namespace) -> int:
 
 def _sizes(config: CLIPConfig) -> dict[str, int]:
     """What a model of this config amounts to; bytes as OpenAI stores it, half precision where the models allow."""
+    import torch
+
     from miniclip.weights.load import blank_model
 
     model = blank_model(config, torch.float16)
@@ -188,6 +137,15 @@ def _sizes(config: CLIPConfig) -> dict[str, int]:
         "pixels": config.preprocess.image_size,
         "bytes": sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values()),
     }
+
+
+def _classify_arguments(command: argparse.ArgumentParser) -> None:
+    _add_model_arguments(command)
+    command.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+    command.add_argument("--labels", required=True, help='separated by commas: "a cat,a dog"')
+    command.add_argument("--template", default="{}", help='what {} in it becomes a label: "a photo of a {}."')
+    command.add_argument("--json", action="store_true")
+    command.add_argument("--plot", type=Path, metavar="FILE", help="draw the pictures with their probabilities")
 
 
 def classify(options: argparse.Namespace) -> int:
@@ -205,8 +163,7 @@ def classify(options: argparse.Namespace) -> int:
     if rejected_labels:
         raise UsageError("; ".join(rejected_labels.values()))
     embeddings, rejected = embed_images(model, preprocess, options.images)
-    with torch.inference_mode():
-        scores = (model.logit_scale.exp().float().cpu() * embeddings @ texts.T).softmax(dim=-1).tolist()
+    scores = (model.logit_scale.detach().exp().float().cpu() * embeddings @ texts.T).softmax(dim=-1).tolist()
     images = [path for i, path in enumerate(options.images) if i not in rejected]
     results = [(path, dict(zip(labels, row, strict=True))) for path, row in zip(images, scores, strict=True)]
 
@@ -243,6 +200,15 @@ def _plot_probabilities(results: list[tuple[Path, dict[str, float]]], output: Pa
     figure.savefig(output, dpi=150)
 
 
+def _embed_arguments(command: argparse.ArgumentParser) -> None:
+    _add_model_arguments(command)
+    command.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="pictures, folders of them, .txt files")
+    command.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.safetensors")
+    command.add_argument("--batch-size", type=_positive, default=32, help="pictures at a time (default: 32)")
+    command.add_argument("--workers", type=_positive, help="threads that decode pictures (default: one a core)")
+    command.add_argument("--output-dtype", choices=DTYPES, default="float32", help="of the file (default: float32)")
+
+
 def embed(options: argparse.Namespace) -> int:
     from miniclip.embed import embed_images, embed_texts
     from miniclip.training.distributed import is_main, setup
@@ -258,7 +224,7 @@ def embed(options: argparse.Namespace) -> int:
     if "RANK" in os.environ:  # started by torchrun
         options.device = setup(options.device and options.device.type)
     model, preprocess = _load(options)
-    dtype = DTYPES[options.output_dtype]
+    dtype = _dtype(options.output_dtype)
     tensors, metadata = {}, {"model": str(options.model)}
     rejected = []
     if images:
@@ -292,16 +258,37 @@ def _inputs(paths: list[Path]) -> tuple[list[Path], list[tuple[str, str]]]:
     return images, texts
 
 
+def _index_arguments(command: argparse.ArgumentParser) -> None:
+    from miniclip.search.options import add_index_arguments
+
+    _add_model_arguments(command, None, INDEXED)
+    add_index_arguments(command)
+
+
 def index(options: argparse.Namespace) -> int:
     from miniclip.search.options import run_index
 
-    return run_index(options, DTYPES.get(options.dtype, options.dtype))
+    return run_index(options, _dtype(options.dtype))
+
+
+def _search_arguments(command: argparse.ArgumentParser) -> None:
+    from miniclip.search.options import add_search_arguments
+
+    _add_model_arguments(command, None, INDEXED)
+    add_search_arguments(command)
 
 
 def search(options: argparse.Namespace) -> int:
     from miniclip.search.options import run_search
 
     return run_search(options, _load)
+
+
+def _evaluate_arguments(command: argparse.ArgumentParser) -> None:
+    from miniclip.evaluation.options import add_arguments
+
+    _add_model_arguments(command, None, SEVERAL, action="append")
+    add_arguments(command)
 
 
 def evaluate(options: argparse.Namespace) -> int:
@@ -315,6 +302,13 @@ def evaluate(options: argparse.Namespace) -> int:
     except EvaluationError as error:
         raise UsageError(str(error)) from error
     return _report(rejected, total)
+
+
+def _explore_arguments(command: argparse.ArgumentParser) -> None:
+    from miniclip.evaluation.experiments.options import add_arguments
+
+    _add_model_arguments(command)
+    add_arguments(command)
 
 
 def explore(options: argparse.Namespace) -> int:
@@ -340,6 +334,12 @@ def _check_plot(output: Path) -> None:
         raise UsageError(f"--plot is {output}; there is no folder {output.parent}")
 
 
+def _train_arguments(command: argparse.ArgumentParser) -> None:
+    from miniclip.training.options import add_arguments
+
+    add_arguments(command)
+
+
 def train(options: argparse.Namespace) -> int:
     from miniclip.training.diverged import TrainingDivergedError
     from miniclip.training.options import options_from
@@ -350,6 +350,13 @@ def train(options: argparse.Namespace) -> int:
     except (ValueError, FileNotFoundError, ImportError, TrainingDivergedError) as error:
         raise UsageError(str(error)) from error
     return 0
+
+
+def _trace_arguments(command: argparse.ArgumentParser) -> None:
+    from miniclip.conformance.options import add_trace_arguments
+
+    _add_model_arguments(command)
+    add_trace_arguments(command)
 
 
 def trace(options: argparse.Namespace) -> int:
@@ -373,6 +380,12 @@ def trace(options: argparse.Namespace) -> int:
         raise UsageError(str(error)) from error
 
 
+def _compare_arguments(command: argparse.ArgumentParser) -> None:
+    from miniclip.conformance.options import add_compare_arguments
+
+    add_compare_arguments(command)
+
+
 def compare(options: argparse.Namespace) -> int:
     from miniclip.conformance.files import TraceError
     from miniclip.conformance.options import run_compare
@@ -381,6 +394,12 @@ def compare(options: argparse.Namespace) -> int:
         return run_compare(options)
     except TraceError as error:
         raise UsageError(str(error)) from error
+
+
+def _bench_arguments(command: argparse.ArgumentParser) -> None:
+    from miniclip.bench.arguments import add_arguments
+
+    add_arguments(command)
 
 
 def bench(options: argparse.Namespace) -> int:
@@ -398,6 +417,12 @@ def bench(options: argparse.Namespace) -> int:
     return 0
 
 
+def _convert_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("input", metavar="IN", help=MODEL)
+    command.add_argument("output", type=Path, metavar="OUT", help=FORMATS)
+    command.add_argument("--activation", choices=ACTIVATIONS, help=ACTIVATION)
+
+
 def convert(options: argparse.Namespace) -> int:
     from miniclip.weights.convert import save_checkpoint
     from miniclip.weights.load import open_checkpoint
@@ -408,13 +433,20 @@ def convert(options: argparse.Namespace) -> int:
     return 0
 
 
+def _export_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--model", default="ViT-B/32", help=MODEL)
+    command.add_argument("--activation", choices=ACTIVATIONS, help=ACTIVATION)
+    command.add_argument("--format", choices=("onnx", "torch"), default="onnx", help="(default: onnx)")
+    command.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="a new directory")
+
+
 def export(options: argparse.Namespace) -> int:
     from miniclip.export import ExportError, check_installed, export_model
     from miniclip.weights import load
 
     try:
         check_installed(options.format)  # before a model is downloaded
-        model, _ = load(options.model, device="cpu", dtype=torch.float32, activation=options.activation)
+        model, _ = load(options.model, device="cpu", dtype=_dtype("float32"), activation=options.activation)
         export_model(model, options.output, options.format, name=str(options.model))
     except (ExportError, ImportError) as error:
         raise UsageError(str(error)) from error
@@ -425,8 +457,16 @@ def export(options: argparse.Namespace) -> int:
 def _load(options: argparse.Namespace):
     from miniclip.weights import load
 
-    dtype = DTYPES.get(options.dtype, options.dtype)  # None and "auto" are what load() takes too
-    return load(options.model, options.device, dtype=dtype, activation=options.activation)
+    return load(options.model, options.device, dtype=_dtype(options.dtype), activation=options.activation)
+
+
+def _dtype(name: str | None) -> torch.dtype | str | None:
+    """None, "auto" and "int8" are what load() takes too."""
+    if name not in DTYPES:
+        return name
+    import torch
+
+    return getattr(torch, name)
 
 
 def _report(rejected: list[str], total: int) -> int:
@@ -436,3 +476,20 @@ def _report(rejected: list[str], total: int) -> int:
     if rejected:
         print(f"miniclip: {len(rejected)} of {total} inputs could not be used", file=sys.stderr)
     return 1 if rejected else 0
+
+
+COMMANDS = {  # what each is for, its arguments, and what runs
+    "models": ("list the models that can be loaded by name", _models_arguments, models),
+    "classify": ("probabilities of labels for pictures", _classify_arguments, classify),
+    "embed": ("unit embeddings of pictures and texts, to a file", _embed_arguments, embed),
+    "index": ("make pictures searchable; again: only what is new", _index_arguments, index),
+    "search": ("find pictures in an index by words or pictures", _search_arguments, search),
+    "evaluate": ("accuracy, retrieval and probes on a data set", _evaluate_arguments, evaluate),
+    "explore": ("nine experiments, each with a table and a picture", _explore_arguments, explore),
+    "train": ("train a CLIP from scratch, or fine-tune one", _train_arguments, train),
+    "trace": ("every stage of a forward pass, for ports, to a file", _trace_arguments, trace),
+    "compare": ("the first stage of a port that is wrong, and why", _compare_arguments, compare),
+    "bench": ("speed and memory, beside openai/CLIP, open_clip and others", _bench_arguments, bench),
+    "convert": ("rewrite a checkpoint in another format, its values unchanged", _convert_arguments, convert),
+    "export": ("write both towers as ONNX, or as torch.export's programs", _export_arguments, export),
+}

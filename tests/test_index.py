@@ -9,6 +9,8 @@ import random
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -101,7 +103,7 @@ def test_a_second_run_reads_neither_model_nor_pictures(model, photos, tmp_path, 
     update_index(index, [photos], model)
     before = {file.name: file.stat().st_mtime_ns for file in index.glob("*.safetensors")}
     monkeypatch.setattr("miniclip.weights.load", never_load)
-    monkeypatch.setattr(update_module, "open_checkpoint", never_load)
+    monkeypatch.setattr(sys.modules["miniclip.weights.load"], "open_checkpoint", never_load)
     monkeypatch.setattr("miniclip.search.compare.content_hash", never_load)
     report = update_index(index, [photos])
     assert (report.pictures, report.added, report.unchanged) == (7, 0, 7)
@@ -127,6 +129,12 @@ def test_ten_thousand_unchanged_files_take_under_two_seconds(tmp_path, monkeypat
     assert (report.pictures, report.unchanged, report.added) == (10_000, 10_000, 0)
     assert report.seconds < 2
     assert update_index(index, [folder], "small").unchanged == 10_000
+    code = f"""
+import sys, miniclip.cli
+assert miniclip.cli.main(["index", {str(folder)!r}, "-o", {str(index)!r}]) == 0
+assert "torch" not in sys.modules, "importing PyTorch takes longer than all else"
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
 
 
 def test_new_changed_touched_moved_and_deleted(model, photos, tmp_path, monkeypatch):

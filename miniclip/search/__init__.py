@@ -8,9 +8,15 @@
     gallery.py      the answers as a page of pictures
 """
 
-from miniclip.search.exact import top_k
-from miniclip.search.index import Hit, Index, SearchError
-from miniclip.search.query import embed_query
-from miniclip.search.update import update_index
+from importlib import import_module
 
+# Imported when it is first asked for: where nothing has changed `miniclip index` does without PyTorch, and its seconds.
+_LATER = {"Hit": "index", "Index": "index", "SearchError": "index"}
+_LATER |= {"embed_query": "query", "top_k": "exact", "update_index": "update"}
 __all__ = ["Hit", "Index", "SearchError", "embed_query", "top_k", "update_index"]
+
+
+def __getattr__(name: str):
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_LATER[name]}"), name)

@@ -99,7 +99,7 @@ def compare(found: Scan, shards: Sequence[Shard], rejected: Rejected) -> Changes
         for number, shard in enumerate(shards)
         for row, (path, stat) in enumerate(zip(shard.paths(), shard.read("stats").tolist(), strict=True))
     }
-    hashes = [shard.read("hashes") for shard in shards]  # mapped, so only what is looked at is read
+    hashes = [shard.read("hashes") for shard in shards]
 
     def same_content(path: str, place: Place) -> bool:
         return content_hash(path) == bytes(hashes[place.shard][place.row].tolist())

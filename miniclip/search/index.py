@@ -37,12 +37,13 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
-from miniclip.search.exact import top_k
+if TYPE_CHECKING:
+    from torch import Tensor
 
 DEFAULT_MODEL = "ViT-B/32"
 APPROXIMATE = "approximate.faiss"
@@ -77,7 +78,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Shard:
-    """One file of an index. `read` maps a tensor into memory; the mapping goes when the tensor does."""
+    """One file of an index."""
 
     file: Path
     first: int
@@ -87,15 +88,21 @@ class Shard:
     @staticmethod
     def open(file: Path) -> Shard:
         first, last = map(int, SHARD_NAME.fullmatch(file.name).groups())
-        with _complaining(file), safe_open(file, "pt") as tensors:
+        with _complaining(file), safe_open(file, "np") as tensors:
             return Shard(file, first, last, tensors.get_slice("embeddings").get_shape()[0])
 
-    def read(self, name: str) -> Tensor:
+    def read(self, name: str) -> np.ndarray:
+        """A copy, in memory."""
+        with _complaining(self.file), safe_open(self.file, "np") as tensors:
+            return tensors.get_tensor(name)
+
+    def map(self, name: str) -> Tensor:
+        """Mapped into memory: read from the file when it is used. The mapping goes when the tensor does."""
         with _complaining(self.file), safe_open(self.file, "pt") as tensors:
             return tensors.get_tensor(name)
 
     def paths(self) -> list[str]:
-        return json.loads(self.read("paths").numpy().tobytes())
+        return json.loads(self.read("paths").tobytes())
 
 
 class Index:
@@ -112,7 +119,7 @@ class Index:
     def blocks(self) -> Iterator[Tensor]:
         """The embeddings of one shard after another, float16 [n, E], mapped: read from the file when they are used."""
         for shard in self.shards:
-            yield shard.read("embeddings")
+            yield shard.map("embeddings")
 
     def paths(self, rows: list[int]) -> list[str]:
         """Which pictures these rows are of. Only the tables of the shards that they lie in are read."""
@@ -130,6 +137,8 @@ class Index:
 
         queries: float [Q, E] on the CPU, see `embed_query`. Exact, in memory that does not grow with the index.
         """
+        from miniclip.search.exact import top_k
+
         for _ in range(ATTEMPTS):
             try:
                 scores, rows = top_k(self.blocks(), queries, top)

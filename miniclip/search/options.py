@@ -42,13 +42,14 @@ def _positive(number: str) -> int:
 def run_index(options: argparse.Namespace, dtype: object) -> int:
     """Returns the exit status; dtype: as load() takes it."""
     from miniclip.search.update import update_index
-    from miniclip.training.distributed import is_main, setup
 
     if options.faiss:
         from miniclip.search import approximate
 
         approximate.check_installed()
     if "RANK" in os.environ:  # started by torchrun
+        from miniclip.training.distributed import setup
+
         options.device = setup(options.device and options.device.type)
     try:
         report = update_index(
@@ -58,7 +59,7 @@ def run_index(options: argparse.Namespace, dtype: object) -> int:
     except KeyboardInterrupt:
         print(f"\nminiclip: interrupted; the same command goes on where {options.output} stands", file=sys.stderr)
         return 130
-    if not is_main():
+    if report is None:  # not the first of torchrun's processes
         return 0
     if options.json:
         print(json.dumps(report._asdict(), indent=2))

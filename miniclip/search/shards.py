@@ -9,12 +9,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from miniclip.search.index import SearchError, Shard, open_shards, shard_files
-from miniclip.weights.convert import save_tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SHARD_ROWS = 1 << 16  # of a merged shard: 64 MiB with OpenAI's smaller models
 HASH_BYTES = 16
@@ -33,9 +33,13 @@ class Rows:
 
     @staticmethod
     def read(shard: Shard) -> Rows:
-        return Rows(shard.read("embeddings"), shard.paths(), shard.read("stats"), shard.read("hashes"))
+        return Rows(shard.map("embeddings"), shard.paths(), shard.map("stats"), shard.map("hashes"))
 
     def write(self, directory: Path, first: int, last: int) -> None:
+        import torch
+
+        from miniclip.weights.convert import save_tensors
+
         table = torch.frombuffer(bytearray(json.dumps(self.paths), "ascii"), dtype=torch.uint8)
         tensors = {"embeddings": self.embeddings, "paths": table, "stats": self.stats, "hashes": self.hashes}
         file = directory / f"{first:09}-{last:09}.safetensors"
@@ -54,7 +58,7 @@ def edit(directory: Path, shard: Shard, edits: Mapping[int, tuple[str, Stat] | N
     for row, change in edits.items():
         if change:
             rows.paths[row], stat = change
-            stats[row] = torch.tensor(stat)
+            stats[row, 0], stats[row, 1] = stat
     rows.stats = stats
     kept = [row for row in range(shard.rows) if edits.get(row, True)]
     if kept:
@@ -67,6 +71,8 @@ def merge(directory: Path) -> None:
     """Make few large shards of many small ones. Neighbours are merged, so the order of the rows stays."""
     for group in _groups(open_shards(directory)):
         if len(group) > 1:
+            import torch
+
             parts = [Rows.read(shard) for shard in group]
             merged = Rows(
                 torch.cat([part.embeddings for part in parts]),

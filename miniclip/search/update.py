@@ -14,19 +14,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
-
-import torch
-import torch.distributed as dist
+from typing import TYPE_CHECKING, NamedTuple
 
 from miniclip.search.compare import Rejected, compare, content_hash, scan
 from miniclip.search.index import APPROXIMATE, DEFAULT_MODEL, SearchError, Settings, open_shards, read_settings
 from miniclip.search.shards import HASH_BYTES, Rows, Stat, edit, locked, merge, remove_leftovers, write_json
-from miniclip.training.distributed import is_main, world_size
-from miniclip.weights.load import open_checkpoint
+
+if TYPE_CHECKING:
+    import torch
 
 REJECTED = "rejected.json"
 
@@ -75,7 +74,7 @@ def update_index(
     """
     started = time.monotonic()
     directory = Path(directory)
-    if not is_main():
+    if (several := _several()) and several.get_rank() > 0:
         _encode(directory, _broadcast(None), device, dtype, batch_size, workers)
         return None
 
@@ -147,6 +146,8 @@ def describe(model: str, activation: str | None) -> Settings:
     The fingerprint is of all that image embeddings depend on: the tower's config, the preprocessing, and every weight,
     as float32, so that it does not depend on a file's format. The text tower may be trained further.
     """
+    from miniclip.weights.load import open_checkpoint
+
     config, tensors = open_checkpoint(model, activation=activation)
     digest = hashlib.sha256(repr((config.vision, config.preprocess)).encode())
     for name in sorted(tensors):
@@ -191,6 +192,8 @@ def _encode(directory: Path, job: _Job, device, dtype, batch_size: int, workers:
     """Write this process's batches, each as a shard. Returns what could not be read, by any process."""
     if not job.todo:
         return {}
+    import torch
+
     from miniclip.embed import stream_images
     from miniclip.weights import load
 
@@ -208,17 +211,23 @@ def _encode(directory: Path, job: _Job, device, dtype, batch_size: int, workers:
             paths = [files.paths[i] for i in indices]
             Rows(embeddings, paths, stats[indices], hashes).write(directory, number, number)
         rejected |= {files.paths[i]: (*job.todo[i][1], why) for i, why in faults.items()}
-    if world_size() > 1:
-        every: list[Rejected] = [{}] * world_size()
-        dist.all_gather_object(every, rejected)
+    if several := _several():
+        every: list[Rejected] = [{}] * several.get_world_size()
+        several.all_gather_object(every, rejected)
         rejected = {path: fault for part in every for path, fault in part.items()}
     return rejected
 
 
 def _broadcast(job: _Job | None) -> _Job:
     """The first process's, in all."""
-    if world_size() > 1:
+    if several := _several():
         jobs = [job]
-        dist.broadcast_object_list(jobs)
+        several.broadcast_object_list(jobs)
         (job,) = jobs
     return job
+
+
+def _several():
+    """torch.distributed, where this process is one of several; not imported to find out, which takes seconds."""
+    distributed = sys.modules.get("torch.distributed")
+    return distributed if distributed and distributed.is_available() and distributed.is_initialized() else None
