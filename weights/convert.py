@@ -47,7 +47,14 @@ def save_checkpoint(config: CLIPConfig, tensors: Mapping[str, Tensor], path: str
 def save_tensors(tensors: Mapping[str, Tensor], path: str | Path, metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file, replacing one that is there."""
     plain = {name: tensors[name].contiguous() for name in tensors}
-    _write(Path(path), lambda unfinished: save_file(plain, unfinished, metadata))
+
+    def write(unfinished: Path) -> None:
+        unfinished.touch()
+        mode = unfinished.stat().st_mode
+        save_file(plain, unfinished, metadata)
+        unfinished.chmod(mode)  # safetensors would let nobody but the owner read it
+
+    _write(Path(path), write)
 
 
 def _write(path: Path, write: Callable[[Path], None]) -> None:

@@ -88,7 +88,7 @@ def check_content(
     concepts = [concept for category in categories.values() for concept in category]
     if not all(categories.values()):
         raise EvaluationError("a category has no concepts; expected one or more in each")
-    limits = dict.fromkeys(categories, thresholds) if isinstance(thresholds, float) else dict(thresholds)
+    limits = dict(thresholds) if isinstance(thresholds, Mapping) else dict.fromkeys(categories, thresholds)
     if limits.keys() != categories.keys():
         raise EvaluationError(f"there are thresholds for {', '.join(limits)}; expected {', '.join(categories)}")
     found = ConceptDetector(model, concepts, **wording).probabilities(pictures).split(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,9 +41,7 @@ class Rows:
 
         table = torch.frombuffer(bytearray(json.dumps(self.paths), "ascii"), dtype=torch.uint8)
         tensors = {"embeddings": self.embeddings, "paths": table, "stats": self.stats, "hashes": self.hashes}
-        file = directory / f"{first:09}-{last:09}.safetensors"
-        save_tensors(tensors, file)
-        shutil.copymode(directory / "index.json", file)  # safetensors lets only the owner read it
+        save_tensors(tensors, directory / f"{first:09}-{last:09}.safetensors")
 
     def select(self, rows: list[int]) -> Rows:
         paths = [self.paths[row] for row in rows]
