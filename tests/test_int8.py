@@ -41,6 +41,13 @@ def test_embeddings_stay_close(models):
     assert cosine(model, copy.deepcopy(quantized), pixels) == found
 
 
+def test_rounding_is_as_fine_as_the_bits_allow():
+    """Of normal numbers: 1/127 of the largest weight, and of twice the largest activation, seven bits."""
+    x, weight = torch.randn(2, 128, 256, generator=torch.Generator().manual_seed(0))
+    exact = x @ weight.T
+    assert 0.01 < (int8.product(x, int8._pack(weight)) - exact).norm() / exact.norm() < 0.02
+
+
 def test_one_scale_for_all_tokens_is_not_enough(models, monkeypatch):
     """Negative control."""
 
