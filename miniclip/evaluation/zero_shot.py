@@ -64,7 +64,8 @@ def zero_shot_weights(
 
 def _content_hash(model: CLIP, prompts: Sequence[str], templates: int) -> str:
     """Of all that a classifier depends on: the text tower to the last bit, its config, and the prompts."""
-    digest = hashlib.sha256(repr((CACHE_VERSION, model.config.text, templates, prompts)).encode())
+    config = CACHE_VERSION, model.config.text, model.transformer.causal
+    digest = hashlib.sha256(repr((*config, templates, prompts)).encode())
     for name, tensor in model.state_dict().items():
         if not name.startswith("visual."):
             digest.update(repr((name, tensor.dtype, tuple(tensor.shape))).encode())
