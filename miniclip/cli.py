@@ -15,7 +15,6 @@ from miniclip.config_mobileclip import MOBILECLIP, PUBLISHED
 if TYPE_CHECKING:  # importing it takes seconds, which commands that compute nothing save
     import torch
 
-IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 ACTIVATION = "of a file that can't say (default: quick_gelu, OpenAI's)"
 FORMATS = (
     "x.safetensors; x.pt, a state dict as openai/CLIP reads it; or x, a new Hugging Face directory. A MobileCLIP: with "
@@ -84,12 +83,6 @@ def _device(name: str) -> torch.device:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:  # the latter from a PyTorch without CUDA
         raise argparse.ArgumentTypeError(str(error).splitlines()[0]) from None
-
-
-def _positive(number: str) -> int:
-    if not number.isdecimal() or int(number) == 0:
-        raise argparse.ArgumentTypeError(f"{number!r} is not a number from 1")
-    return int(number)
 
 
 def _models_arguments(command: argparse.ArgumentParser) -> None:
@@ -201,11 +194,13 @@ def _plot_probabilities(results: list[tuple[Path, dict[str, float]]], output: Pa
 
 
 def _embed_arguments(command: argparse.ArgumentParser) -> None:
+    from miniclip.search.options import positive
+
     _add_model_arguments(command)
     command.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="pictures, folders of them, .txt files")
     command.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.safetensors")
-    command.add_argument("--batch-size", type=_positive, default=32, help="pictures at a time (default: 32)")
-    command.add_argument("--workers", type=_positive, help="threads that decode pictures (default: one a core)")
+    command.add_argument("--batch-size", type=positive, default=32, help="pictures at a time (default: 32)")
+    command.add_argument("--workers", type=positive, help="threads that decode pictures (default: one a core)")
     command.add_argument("--output-dtype", choices=DTYPES, default="float32", help="of the file (default: float32)")
 
 
@@ -246,6 +241,8 @@ def embed(options: argparse.Namespace) -> int:
 
 def _inputs(paths: list[Path]) -> tuple[list[Path], list[tuple[str, str]]]:
     """The pictures, and the lines of text, each with its place."""
+    from miniclip.search.compare import IMAGE_SUFFIXES
+
     images, texts = [], []
     for path in paths:
         if path.is_dir():

@@ -36,11 +36,10 @@ from miniclip.evaluation import (
     zero_shot,
     zero_shot_weights,
 )
-from miniclip.evaluation.features import embed_examples
+from miniclip.evaluation.features import embed_examples, on_background
 from miniclip.evaluation.pages import plot_confusion, plot_mistakes
 from miniclip.evaluation.probe import few_shot
 from miniclip.evaluation.prompts import CIFAR, IMAGENET, IMAGENET_7, PICTOGRAMS, TEMPLATES
-from miniclip.evaluation.report import on_background
 from miniclip.evaluation.tables import comparison, difference
 from miniclip.models import CLIP
 from miniclip.tokenizer import tokenize

@@ -621,7 +621,7 @@ def test_explore_says_what_makes_no_sense(arguments, message, checkpoint, data, 
 
 
 def test_explore_names_the_extra_before_any_work(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(options, "find_spec", lambda name: None)
+    monkeypatch.setattr("miniclip.evaluation.options.find_spec", lambda name: None)
     monkeypatch.setattr(options, "read_study", None)
     assert cli.main(["explore", "zero-shot", "--out", str(tmp_path)]) == 2
     assert "miniclip[plot]" in capsys.readouterr().err

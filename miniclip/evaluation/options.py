@@ -104,13 +104,7 @@ def _check(options: argparse.Namespace, models: list[str], tasks: list[str]) -> 
     if set(tasks) & set(PROBES) and find_spec("sklearn") is None:
         raise EvaluationError('a probe needs scikit-learn: pip install "miniclip[probe]"')
     if options.out:
-        if find_spec("matplotlib") is None:
-            raise EvaluationError('--out also draws, for which it needs matplotlib: pip install "miniclip[plot]"')
-        try:
-            options.out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            expected = "expected a folder, or where one can be made"
-            raise EvaluationError(f"--out is {options.out}; {expected}: {error}") from None
+        make_folder(options.out)
 
 
 def _read(options: argparse.Namespace, tasks: list[str]) -> tuple[list[Example], list[Example]]:
@@ -163,3 +157,13 @@ def _write(results: dict[str, dict], output: dict, examples: list[Example], opti
             plot_confusion(predictions, folder / "confusion.png")
     if "few_shot" in next(iter(results.values())):
         plot_few_shot(results, options.out / "few_shot.png")
+
+
+def make_folder(out: Path) -> None:
+    """The one that --out names. EvaluationError, before the work and not after it, if nothing can be drawn into it."""
+    if find_spec("matplotlib") is None:
+        raise EvaluationError('--out also draws, for which it needs matplotlib: pip install "miniclip[plot]"')
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EvaluationError(f"--out is {out}; expected a folder, or where one can be made: {error}") from None

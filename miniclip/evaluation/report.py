@@ -12,7 +12,6 @@ from torch import Tensor
 from miniclip.embed import embed_texts
 from miniclip.evaluation.datasets import class_names
 from miniclip.evaluation.features import embed_examples
-from miniclip.evaluation.features import on_background as on_background
 from miniclip.evaluation.probe import few_shot, linear_probe
 from miniclip.evaluation.retrieval import recall
 from miniclip.evaluation.statistics import bootstrap, class_recall, confusion_matrix, most_confused

@@ -17,8 +17,8 @@ UNWANTED = "words or a picture to stay away from: half its score is taken off (m
 def add_index_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("inputs", nargs="+", type=Path, metavar="FOLDER", help="searched however deep; also pictures")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="INDEX", help="a directory of its own")
-    parser.add_argument("--batch-size", type=_positive, default=32, help="pictures at a time (default: 32)")
-    parser.add_argument("--workers", type=_positive, help="threads that decode pictures (default: one a core)")
+    parser.add_argument("--batch-size", type=positive, default=32, help="pictures at a time (default: 32)")
+    parser.add_argument("--workers", type=positive, help="threads that decode pictures (default: one a core)")
     parser.add_argument("--faiss", action="store_true", help="also prepare approximate search (needs faiss)")
     parser.add_argument("--json", action="store_true")
 
@@ -27,13 +27,14 @@ def add_search_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("index", type=Path, metavar="INDEX", help="as `miniclip index` makes it; or captions, a .txt")
     parser.add_argument("query", nargs="+", metavar="QUERY", help="words, or a picture's file; of several the mean")
     parser.add_argument("--not", action="append", default=[], dest="unwanted", metavar="QUERY", help=UNWANTED)
-    parser.add_argument("--top", type=_positive, default=10, metavar="K", help="how many answers (default: 10)")
+    parser.add_argument("--top", type=positive, default=10, metavar="K", help="how many answers (default: 10)")
     parser.add_argument("--faiss", action="store_true", help="approximate: faster for millions; see `index --faiss`")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--html", type=Path, metavar="FILE", help="also write the answers as a page of pictures")
 
 
-def _positive(number: str) -> int:
+def positive(number: str) -> int:
+    """An argument's type."""
     if not number.isdecimal() or int(number) == 0:
         raise argparse.ArgumentTypeError(f"{number!r} is not a number from 1")
     return int(number)

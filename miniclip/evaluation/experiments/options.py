@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from importlib import import_module
-from importlib.util import find_spec
 from inspect import signature
 from io import BytesIO
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import NamedTuple
 
 from miniclip.evaluation.datasets import read_dataset
 from miniclip.evaluation.experiments.common import Study, embed_study
+from miniclip.evaluation.options import make_folder
 from miniclip.evaluation.zero_shot import EvaluationError
 from miniclip.training.checkpoint import write_atomically
 
@@ -101,14 +101,7 @@ def check_options(options: argparse.Namespace) -> None:
     if options.limit is not None and options.limit < 1:
         raise EvaluationError(f"--limit is {options.limit}; expected a number of pictures from 1")
     if options.out:
-        if find_spec("matplotlib") is None:
-            raise EvaluationError('--out also draws, for which it needs matplotlib: pip install "miniclip[plot]"')
-        try:
-            options.out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise EvaluationError(
-                f"--out is {options.out}; expected a folder, or where one can be made: {error}"
-            ) from None
+        make_folder(options.out)
 
 
 def read_study(options: argparse.Namespace, data: str, load: Callable[[], tuple]) -> Study:
