@@ -2,7 +2,7 @@
 
 Read the towers first; nothing here says what CLIP computes. `encode_image` and `encode_text` come here when `applies`
 says that it makes no difference but time, and when `model.fast`, which is True unless you change it. Nothing derived
-from weights is kept between calls, so that a weight that was edited counts at once. What is saved:
+from weights is kept between calls, so that a weight that was edited counts at once; but see half.py. What is saved:
 
 - Padding: only the tokens up to each text's end are computed. Exact where attention is causal, and only there.
 - Beginnings: of texts that begin alike, as prompts made from a template do, the common tokens are computed once.
@@ -13,6 +13,7 @@ from weights is kept between calls, so that a weight that was edited counts at o
 - The patch embedding is a convolution without overlap, so one matrix product.
 - BatchNorm is folded into the convolution before it, and maps have their channels side by side.
 - Where attention has one query, there and in the attention pool, W_k and W_v are applied to it and to its result.
+- Emulation: on a CPU without arithmetic in half precision, weights in it are multiplied in float32 (half.py).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 
 from miniclip import ops
 from miniclip.kernels.dispatch import use_kernel
-from miniclip.models import int8
+from miniclip.models import half, int8
 from miniclip.models.resnet import AttentionPool, Bottleneck, ModifiedResNet
 from miniclip.models.transformer import MLP, Attention, LayerNorm, ResidualAttentionBlock, Transformer
 from miniclip.models.vit import VisionTransformer
@@ -86,7 +87,7 @@ def text_embedding(tower, text: Tensor) -> Tensor:
     prefix, first = _distinct_prefixes(text, end)  # [N, length]; [T]
     pooled = prefix.gather(1, end[:, None]).squeeze(1)
     padding = torch.arange(length, device=text.device) > end[:, None]
-    dtype = tower.text_projection.dtype
+    dtype = half.arithmetic(tower.text_projection)
     x = F.embedding(text.flatten()[first], tower.token_embedding.weight).to(dtype)
     x = x + tower.positional_embedding[first % length].to(dtype)
     backend = tower.transformer.resblocks[0].attn.backend
@@ -102,7 +103,7 @@ def text_embedding(tower, text: Tensor) -> Tensor:
         return _attend_once(y[pooled], y[prefix], *_in_proj(attn), attn.heads, padding)
 
     x = _run_blocks(tower.transformer, x, attend, attend_once, pooled)
-    return tower.ln_final(x) @ tower.text_projection
+    return _project(tower.ln_final(x), tower.text_projection)
 
 
 def _distinct_prefixes(text: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
@@ -131,8 +132,12 @@ def _distinct_prefixes(text: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
 def _vit(tower: VisionTransformer, image: Tensor) -> Tensor:
     weight, (down, right) = tower.conv1.weight, tower.conv1.stride  # [D, 3, P, P]; P, P
     patch = weight.shape[-1]
-    patches = image.unfold(2, patch, down).unfold(3, patch, right).permute(0, 2, 3, 1, 4, 5)
-    grid = patches.flatten(3).flatten(1, 2) @ weight.flatten(1).T  # [N, L - 1, D]
+    patches = image.to(half.arithmetic(weight)).unfold(2, patch, down).unfold(3, patch, right).permute(0, 2, 3, 1, 4, 5)
+    patches = patches.flatten(3).flatten(1, 2)  # [N, L - 1, 3 P^2]
+    if patches.dtype is weight.dtype:
+        grid = patches @ weight.flatten(1).T
+    else:
+        grid = half.product(patches.flatten(0, 1), weight).unflatten(0, patches.shape[:2])
     class_token = (tower.class_embedding + tower.positional_embedding[0]).to(grid.dtype)
     x = torch.cat([class_token.expand(len(grid), 1, -1), grid + tower.positional_embedding[1:].to(grid.dtype)], dim=1)
     count, length, width = x.shape
@@ -148,7 +153,11 @@ def _vit(tower: VisionTransformer, image: Tensor) -> Tensor:
         return _attend_once(y[:, 0], y[:, :1] if causal else y, *_in_proj(attn), attn.heads)
 
     x = _run_blocks(tower.transformer, x, attend, attend_once, torch.arange(0, len(x), length, device=x.device))
-    return tower.ln_post(x) @ tower.proj
+    return _project(tower.ln_post(x), tower.proj)
+
+
+def _project(x: Tensor, projection: Tensor) -> Tensor:
+    return (x @ projection.to(x.dtype)).to(projection.dtype)
 
 
 def _run_blocks(transformer: Transformer, x: Tensor, attend: Callable, attend_once: Callable, pooled: Tensor) -> Tensor:
@@ -180,7 +189,8 @@ def _run_blocks_on_cpu(
 
         if ops.ACTIVATIONS[mlp.activation] is ops.quick_gelu:
             y = F.layer_norm(x, (width,), 1.702 * block.ln_2.weight, 1.702 * block.ln_2.bias, block.ln_2.eps)
-            hidden = F.silu(_linear(y, mlp.c_fc, mlp.c_fc.weight, 1.702 * mlp.c_fc.bias, buffer), inplace=True)
+            bias = 1.702 * mlp.c_fc.bias.to(y.dtype)
+            hidden = F.silu(_linear(y, mlp.c_fc, mlp.c_fc.weight, bias, buffer), inplace=True)
             _add_linear(x, hidden, mlp.c_proj, 1 / 1.702)
         else:
             hidden = _linear(_norm(block.ln_2, x), mlp.c_fc, mlp.c_fc.weight, mlp.c_fc.bias, buffer)
@@ -192,6 +202,8 @@ def _linear(y: Tensor, layer: nn.Module, weight: Tensor, bias: Tensor, buffer: T
     """y [T, n_in], the layer's weight [n_out, n_in] -> y W^T + bias [T, n_out], which may be in the buffer."""
     if (integers := int8.packed(layer, y)) is not None:
         return int8.product(y, integers).add_(bias)
+    if weight.dtype is not y.dtype:
+        return half.product(y, weight).add_(bias)
     if _suits_onednn(y):
         return _ONEDNN_LINEAR(y, weight, bias, "none", [], "")
     return torch.addmm(bias, y, weight.T, out=buffer[: len(y) * len(weight)].view(len(y), -1))
@@ -201,6 +213,8 @@ def _add_linear(x: Tensor, y: Tensor, layer: nn.Linear, scale: float = 1) -> Non
     """x += layer(scale * y), the bias not scaled."""
     if (integers := int8.packed(layer, y)) is not None:
         x.add_(int8.product(y, integers), alpha=scale)
+    elif layer.weight.dtype is not y.dtype:
+        x.add_(half.product(y, layer.weight), alpha=scale)
     elif _suits_onednn(y):
         x.add_(_ONEDNN_LINEAR(y, layer.weight, None, "none", [], ""), alpha=scale)
     else:
@@ -242,7 +256,11 @@ def _run_blocks_on_gpu(blocks: nn.ModuleList, x: Tensor, attend: Callable[[Tenso
 
 def _resnet(tower: ModifiedResNet, image: Tensor) -> Tensor:
     """Of a single picture the features are computed plainly: there the folding costs as much as it saves."""
-    features = _resnet_features(tower, image) if len(image) > 1 else tower.features(image)
+    dtype = half.arithmetic(tower.conv1.weight)
+    if len(image) == 1 and dtype is image.dtype:
+        features = tower.features(image)
+    else:
+        features = _resnet_features(tower, image.to(dtype))
     return _attention_pool(tower.attnpool, features)
 
 
@@ -276,7 +294,7 @@ def _attention_pool(pool: AttentionPool, x: Tensor) -> Tensor:
     x = pool.embed(x)  # [N, L, C]
     projections = (pool.q_proj, pool.k_proj, pool.v_proj)
     weights, biases = [layer.weight for layer in projections], [layer.bias for layer in projections]
-    return pool.c_proj(_attend_once(x[:, 0], x, weights, biases, pool.heads))
+    return _project(_attend_once(x[:, 0], x, weights, biases, pool.heads), pool.c_proj.weight.T).add_(pool.c_proj.bias)
 
 
 def _in_proj(attn: Attention) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
@@ -292,9 +310,9 @@ def _attend_once(
     With a single query, W_k and W_v cost less when applied to it and to its result. Of the score q . (W_k x + b_k), the
     part q . b_k is the same everywhere: softmax ignores it. Returns [N, D], before the last projection.
     """
-    w_q, *pair = weights
+    w_q, *pair = (weight.to(x.dtype) for weight in weights)
     w_k, w_v = (weight.unflatten(0, (heads, -1)) for weight in pair)  # [H, D / H, D]
-    q = F.linear(query, w_q, biases[0]).unflatten(1, (heads, -1))  # [N, H, D / H]
+    q = F.linear(query, w_q, biases[0].to(x.dtype)).unflatten(1, (heads, -1))  # [N, H, D / H]
     scores = torch.einsum("nhd,hdc->nhc", q * q.shape[-1] ** -0.5, w_k) @ x.transpose(1, 2)  # [N, H, L]
     if padding is not None:
         scores.masked_fill_(padding[:, None], -torch.inf)
