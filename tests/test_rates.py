@@ -15,10 +15,19 @@ def test_a_rate_is_work_over_time(monkeypatch):
     assert rates.matrix_rate(torch.float32, rows=3, runs=2) == pytest.approx(ran / 0.25)
 
 
+def test_weights_in_emulated_precision_are_timed_in_float32(monkeypatch):
+    found = []
+    monkeypatch.setattr(rates.half, "arithmetic", lambda weight: torch.float32)
+    monkeypatch.setattr(rates.half, "product", lambda x, weight: found.append((x.dtype, weight.dtype)))
+    rates.matrix_rate(torch.float16, rows=1, runs=1)
+    assert found == [(torch.float32, torch.float16)] * 8
+
+
 @pytest.mark.parametrize(
     ("float32", "float16", "bfloat16", "chosen"),
     [
-        (130, 20, 17, torch.float32),  # emulated
+        (130, 20, 17, torch.float32),  # emulated, without FBGEMM
+        (38, 85, 88, torch.float16),  # emulated, with it
         (370, 2300, 2400, torch.float16),  # about equal: the more accurate one
         (370, 400, 2400, torch.bfloat16),
         (370, 500, 500, torch.float32),  # not worth it

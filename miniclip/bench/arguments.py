@@ -8,7 +8,10 @@ from pathlib import Path
 WHAT = ("image", "text", "classifier", "load", "memory", "tokenizer", "preprocess")
 PEERS = ("openai", "open_clip", "transformers", "onnxruntime")
 MODEL = "a name from `miniclip models`, timed with random weights; or a file (default: ViT-B/32)"
-DTYPES = "of float32, float16, bfloat16 and int8 (default: float32, and half precision where it is faster)"
+DTYPES = (
+    "of float32, float16, bfloat16 and int8 (default: float32, and half precision where it is faster); peers are not "
+    "timed in half precision that PyTorch only emulates here"
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -14,6 +14,7 @@ from miniclip.bench.peers import chosen, encoders
 from miniclip.config import MODELS
 from miniclip.config_mobileclip import MOBILECLIP
 from miniclip.models import CLIP
+from miniclip.models.half import EMULATED
 from miniclip.models.mobileclip import MobileCLIP
 from miniclip.rates import HALF, WORTH, matrix_rate, name
 
@@ -57,7 +58,9 @@ def run(options: argparse.Namespace) -> dict:
 def _jobs(model: CLIP, wanted: list[str], peers: list[str], dtypes: list[torch.dtype], rates: dict, options):
     seconds = options.seconds
     if {"image", "text", "classifier"} & set(wanted):
-        ways = [way for peer in ("miniclip", *peers) for way in encoders(model, peer, dtypes, options.compile)]
+        theirs = [dtype for dtype in dtypes if dtype not in EMULATED]  # it takes many times as long as their float32
+        ways = encoders(model, "miniclip", dtypes, options.compile)
+        ways += [way for peer in peers for way in encoders(model, peer, theirs, options.compile)]
         if "image" in wanted:
             for batch in map(int, options.batches.split(",")):
                 yield list(tasks.encode_images(model, ways, batch, seconds, rates))
@@ -93,7 +96,8 @@ def random_model(source: str) -> CLIP:
 
 def _dtypes(given: str | None, rates: dict[str, float]) -> list[torch.dtype]:
     if given is None:
-        return [torch.float32, *(half for half in HALF if rates[name(half)] > WORTH * rates["float32"])]
+        fast = [dtype for dtype in HALF if rates[name(dtype)] > WORTH * rates["float32"]]
+        return [torch.float32, *(fast[:1] if EMULATED else fast)]  # weights of either are then multiplied alike
     known = {name(dtype): dtype for dtype in (torch.float32, *HALF, torch.int8)}
     if unknown := set(given.split(",")) - set(known):
         raise ValueError(f"--dtypes has {', '.join(sorted(unknown))}; expected some of {', '.join(known)}")

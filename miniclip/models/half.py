@@ -1,4 +1,4 @@
-"""Half-precision weights on CPUs that have no arithmetic for them, where PyTorch emulates it at a fraction of the speed.
+"""Half-precision weights on CPUs without arithmetic for them, where PyTorch's is emulated, at a fraction of the speed.
 
 There the fast forms compute in float32, and the blocks' products go to FBGEMM, which PyTorch brings along for x86: it
 reads weights in float16, in the order in which the processor wants them, and widens them as it goes. Half the memory
@@ -36,9 +36,10 @@ def arithmetic(weight: Tensor) -> torch.dtype:
 
 
 def product(x: Tensor, weight: Tensor) -> Tensor:
-    """Float32 x [T, n_in] times the transpose of a half-precision weight [n_out, n_in] or [n_out, ...]: [T, n_out].
+    """Float32 x [..., n_in] times the transpose of a half-precision weight, [n_out, n_in] when flattened: [..., n_out].
 
-    Bfloat16 goes through float16, which has more bits; what is smaller than 2^-14 keeps its first 2^-25.
+    Bfloat16 becomes float16, which has more bits but a smaller range: below 2^-14 it is rounded to 2^-24, and ends at
+    65504.
     """
     edit = (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
     kept = _PACKED.get(weight)

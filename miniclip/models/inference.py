@@ -132,12 +132,10 @@ def _distinct_prefixes(text: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
 def _vit(tower: VisionTransformer, image: Tensor) -> Tensor:
     weight, (down, right) = tower.conv1.weight, tower.conv1.stride  # [D, 3, P, P]; P, P
     patch = weight.shape[-1]
-    patches = image.to(half.arithmetic(weight)).unfold(2, patch, down).unfold(3, patch, right).permute(0, 2, 3, 1, 4, 5)
-    patches = patches.flatten(3).flatten(1, 2)  # [N, L - 1, 3 P^2]
-    if patches.dtype is weight.dtype:
-        grid = patches @ weight.flatten(1).T
-    else:
-        grid = half.product(patches.flatten(0, 1), weight).unflatten(0, patches.shape[:2])
+    image = image.to(half.arithmetic(weight))
+    patches = image.unfold(2, patch, down).unfold(3, patch, right).permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
+    same = weight.dtype is image.dtype
+    grid = patches @ weight.flatten(1).T if same else half.product(patches, weight)  # [N, L - 1, D]
     class_token = (tower.class_embedding + tower.positional_embedding[0]).to(grid.dtype)
     x = torch.cat([class_token.expand(len(grid), 1, -1), grid + tower.positional_embedding[1:].to(grid.dtype)], dim=1)
     count, length, width = x.shape

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from miniclip import ops
-from miniclip.models import inference
+from miniclip.models import half, inference
 from miniclip.models import mobileclip as plain
 from miniclip.models.transformer import Attention
 
@@ -58,7 +58,7 @@ def text_embedding(model: plain.MobileCLIP, text: Tensor) -> Tensor:
 
 
 def _text(model: plain.MobileCLIP, text: Tensor) -> Tensor:
-    dtype = model.text_projection.dtype
+    dtype = half.arithmetic(model.text_projection)
     x = model.token_embedding(text).to(dtype).add_(model.positional_embedding)
     first = torch.arange(0, text.numel(), text.shape[1])
 
@@ -70,17 +70,18 @@ def _text(model: plain.MobileCLIP, text: Tensor) -> Tensor:
 
     pooled = first + text.argmax(dim=-1)
     x = inference._run_blocks(model.transformer, x.flatten(0, 1), attend, attend_once, pooled)
-    return model.ln_final(x) @ model.text_projection
+    return inference._project(model.ln_final(x), model.text_projection)
 
 
 def _mci(tower: plain.MCi, image: Tensor) -> Tensor:
     first, second, last = tower.stem
-    x = gelu_(_conv(first, image.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)))
+    image = image.to(half.arithmetic(first.weight), memory_format=torch.channels_last)
+    x = gelu_(_conv(first, image.permute(0, 2, 3, 1)))
     x = gelu_(_linear(last, gelu_(_conv(second, x))))
     for stage in tower.stages:
         x = _stage(stage, x)
     x = gelu_(_squeeze_excite(tower.se, _conv(tower.last, x)))
-    return tower.proj(x.mean(dim=(1, 2)))
+    return _linear(tower.proj, x.mean(dim=(1, 2))).to(tower.proj.weight.dtype)
 
 
 def _stage(stage: plain.Stage, x: Tensor) -> Tensor:
@@ -97,7 +98,8 @@ def _stage(stage: plain.Stage, x: Tensor) -> Tensor:
             x = _conv(block.mixer, x)
         else:
             tokens = block.norm(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).flatten(1, 2)
-            heard = ops.attention(block.attn.in_proj(tokens).unflatten(-1, (3, -1, plain.HEAD_WIDTH)), backend="torch")
+            qkv = _linear(block.attn.in_proj, tokens).unflatten(-1, (3, -1, plain.HEAD_WIDTH))
+            heard = ops.attention(qkv, backend="torch")
             _add_linear(x.view(-1, x.shape[-1]), heard.flatten(0, 1), block.attn.out_proj)
         _add_mlp(x, block.mlp)
     return x
@@ -113,12 +115,19 @@ def _add_mlp(x: Tensor, mlp: plain.ConvMLP) -> None:
 
 def _add_linear(x: Tensor, y: Tensor, layer: nn.Conv2d | nn.Linear) -> None:
     """x += layer(y), of x [T, C]."""
-    x.add_(layer.bias).addmm_(y, layer.weight.flatten(1).T)
+    x.add_(layer.bias)
+    if layer.weight.dtype is x.dtype:
+        x.addmm_(y, layer.weight.flatten(1).T)
+    else:
+        x.add_(half.product(y, layer.weight))
 
 
-def _linear(layer: nn.Conv2d, x: Tensor) -> Tensor:
+def _linear(layer: nn.Conv2d | nn.Linear, x: Tensor) -> Tensor:
     """A 1 x 1 convolution of [..., C]."""
-    return F.linear(x, layer.weight.flatten(1), layer.bias)
+    if layer.weight.dtype is x.dtype:
+        return F.linear(x, layer.weight.flatten(1), layer.bias)
+    y = half.product(x, layer.weight)
+    return y if layer.bias is None else y.add_(layer.bias)
 
 
 def _conv(layer: nn.Conv2d, x: Tensor) -> Tensor:
@@ -126,7 +135,8 @@ def _conv(layer: nn.Conv2d, x: Tensor) -> Tensor:
     weight, groups = layer.weight, layer.groups
     if 1 < groups < len(weight):
         x, groups = x.repeat_interleave(len(weight) // groups, dim=3), len(weight)
-    x = F.conv2d(x.permute(0, 3, 1, 2), weight, layer.bias, layer.stride, layer.padding, groups=groups)
+    weight, bias = weight.to(x.dtype), layer.bias.to(x.dtype)
+    x = F.conv2d(x.permute(0, 3, 1, 2), weight, bias, layer.stride, layer.padding, groups=groups)
     return x.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
 
 
