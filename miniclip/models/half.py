@@ -10,6 +10,9 @@ PyTorch counts. `weight.data.mul_(2)` is none: where you must, call `forget(mode
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
 import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -41,11 +44,23 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
     Bfloat16 becomes float16, which has more bits but a smaller range: below 2^-14 it is rounded to 2^-24, and ends at
     65504.
     """
+    return torch.ops.quantized.linear_dynamic_fp16(x, _packed(weight))
+
+
+def pack(weights: Sequence[Tensor]) -> None:
+    """Copy these weights for `product`, which would do so one after the other; with all cores, since it takes a while."""
+    if weights[0] not in _PACKED:
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            list(pool.map(_packed, weights))
+
+
+def _packed(weight: Tensor):
+    """FBGEMM's copy of what the weight is now."""
     edit = (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
     kept = _PACKED.get(weight)
     if kept is None or kept[0] != edit:
         kept = _PACKED[weight] = edit, torch.ops.quantized.linear_prepack_fp16(weight.detach().flatten(1).float(), None)
-    return torch.ops.quantized.linear_dynamic_fp16(x, kept[1])
+    return kept[1]
 
 
 def forget(model: nn.Module) -> None:

@@ -175,6 +175,9 @@ def _run_blocks_on_cpu(
     width = x.shape[1]
     rows = max(len(x), len(pooled))  # texts may be equal, and have fewer tokens than there are texts
     buffer = x.new_empty(rows * max(3 * width, *(block.mlp.c_fc.out_features for block in blocks)))
+    if blocks[0].mlp.c_fc.weight.dtype is not x.dtype:
+        parts = [(b.mlp.c_fc, b.mlp.c_proj, b.attn.out_proj) for b in blocks]
+        half.pack([layer.weight for layers in parts for layer in layers] + [b.attn.in_proj_weight for b in blocks[:-1]])
     for block in blocks:
         attn, mlp = block.attn, block.mlp
         y = _norm(block.ln_1, x)
