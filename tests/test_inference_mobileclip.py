@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from conformance.mobileclip_cases import inputs
 from mobileclip_small import SMALL_MCI, outputs, texts, tiny
 
-from miniclip.models import convert_weights, inference_mobileclip
+from miniclip.models import convert_weights, half, inference_mobileclip
 from miniclip.models.mobileclip import MCi
 from miniclip.models.text import TextTransformer
 from miniclip.weights import build_model
@@ -47,10 +47,16 @@ def test_equals_the_plain_form(norm, taps, dtype, runs):
         torch.testing.assert_close(mine, expected, atol=tolerance, rtol=0)
 
 
+@pytest.mark.parametrize("emulated", [set(), {torch.float16, torch.bfloat16}], ids=["native", "emulated"])
+@pytest.mark.parametrize("norm", SMALL_MCI)
+@pytest.mark.parametrize("cast", [convert_weights, torch.nn.Module.to])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_equals_the_plain_form_in_half_precision(dtype):
-    model, config = model_of(), tiny(text_taps=0)[1]
-    convert_weights(model, dtype)
+def test_equals_the_plain_form_in_half_precision(dtype, cast, norm, emulated, monkeypatch):
+    if "fbgemm" not in torch.backends.quantized.supported_engines:
+        pytest.skip("PyTorch has no FBGEMM here")
+    monkeypatch.setattr(half, "EMULATED", emulated)
+    model, config = model_of(norm), tiny(norm=norm, text_taps=0)[1]
+    cast(model, dtype)
     fast = outputs(model, config)
     model.fast = False
     difference = (outputs(model, config) - fast).abs().max()

@@ -48,7 +48,7 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def pack(weights: Sequence[Tensor]) -> None:
-    """Copy these weights for `product`, which would do so one after the other; with all cores, since it takes a while."""
+    """Copy these weights for `product` on all cores; it would do so one after the other, seconds for a large model."""
     if weights[0] not in _PACKED:
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
             list(pool.map(_packed, weights))

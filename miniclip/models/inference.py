@@ -189,7 +189,7 @@ def _run_blocks_on_cpu(
         _add_linear(x, heard, attn.out_proj)
 
         if ops.ACTIVATIONS[mlp.activation] is ops.quick_gelu:
-            y = F.layer_norm(x, (width,), 1.702 * block.ln_2.weight, 1.702 * block.ln_2.bias, block.ln_2.eps)
+            y = _norm(block.ln_2, x, 1.702)
             bias = 1.702 * mlp.c_fc.bias.to(y.dtype)
             hidden = F.silu(_linear(y, mlp.c_fc, mlp.c_fc.weight, bias, buffer), inplace=True)
             _add_linear(x, hidden, mlp.c_proj, 1 / 1.702)
@@ -227,9 +227,11 @@ def _suits_onednn(y: Tensor) -> bool:
     return y.dtype is torch.float32 and 1 < len(y) < FEW_ROWS and _ONEDNN_LINEAR is not None
 
 
-def _norm(layer: LayerNorm, x: Tensor) -> Tensor:
-    """On the CPU PyTorch takes half-precision x with float32 weights, and sums in float32."""
-    return F.layer_norm(x, layer.weight.shape, layer.weight, layer.bias, layer.eps)
+def _norm(layer: LayerNorm, x: Tensor, scale: float = 1) -> Tensor:
+    """scale * layer(x). On the CPU PyTorch takes half-precision x with float32 weights, and sums in float32."""
+    dtype = half.arithmetic(layer.weight)
+    weight, bias = (p.to(dtype) if scale == 1 else scale * p.to(dtype) for p in (layer.weight, layer.bias))
+    return F.layer_norm(x, weight.shape, weight, bias, layer.eps)
 
 
 def _run_blocks_on_gpu(blocks: nn.ModuleList, x: Tensor, attend: Callable[[Tensor], Tensor], pooled) -> Tensor:

@@ -97,8 +97,8 @@ def _stage(stage: plain.Stage, x: Tensor) -> Tensor:
         if isinstance(block, plain.ConvBlock):
             x = _conv(block.mixer, x)
         else:
-            tokens = block.norm(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).flatten(1, 2)
-            qkv = _linear(block.attn.in_proj, tokens).unflatten(-1, (3, -1, plain.HEAD_WIDTH))
+            tokens = block.norm(x.permute(0, 3, 1, 2).to(block.norm.weight.dtype)).permute(0, 2, 3, 1).flatten(1, 2)
+            qkv = _linear(block.attn.in_proj, tokens.to(x.dtype)).unflatten(-1, (3, -1, plain.HEAD_WIDTH))
             heard = ops.attention(qkv, backend="torch")
             _add_linear(x.view(-1, x.shape[-1]), heard.flatten(0, 1), block.attn.out_proj)
         _add_mlp(x, block.mlp)
