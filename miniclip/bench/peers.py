@@ -15,6 +15,7 @@ from torch import Tensor
 from miniclip.config import ViTConfig
 from miniclip.config_mobileclip import MobileCLIPConfig
 from miniclip.models import CLIP, convert_weights, int8
+from miniclip.models.half import EMULATED
 from miniclip.rates import name as dtype_name
 from miniclip.weights import CheckpointError
 from miniclip.weights.convert import save_checkpoint
@@ -71,7 +72,7 @@ def encoders(model: CLIP, peer: str, dtypes: list[torch.dtype], compiled: bool) 
         if encoder is None:
             continue
         made.append(encoder)
-        if compiled and peer != "onnxruntime":
+        if compiled and peer != "onnxruntime" and dtype not in EMULATED:  # what is compiled would emulate it
             image, text = torch.compile(encoder.image), torch.compile(encoder.text, dynamic=True)
             made.append(Encoder(encoder.name, f"{encoder.setting} compiled", image, text))
     return made
