@@ -24,7 +24,7 @@ DTYPES = ("float32", "float16", "bfloat16")
 MODEL = "a name from `miniclip models`, or a file or directory"
 INDEXED = "a name or path (default: the index's; for a new one, and for captions, ViT-B/32)"
 SEVERAL = "a name from `miniclip models`, a file or directory; several are compared (default: ViT-B/32)"
-DTYPE = "of the arithmetic; auto: what is fastest here (default: float16 on CUDA, else float32)"
+DTYPE = "of weights and embeddings; auto: what is fastest here (default: float16 on CUDA, else float32)"
 
 
 def main(arguments: list[str] | None = None) -> int:

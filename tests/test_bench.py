@@ -29,11 +29,14 @@ def test_ways_take_turns(monkeypatch):
     clock = iter(range(10**6))
     monkeypatch.setattr(measure.time, "perf_counter", lambda: next(clock))
     monkeypatch.setattr(measure.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(measure, "ROUNDS", 40)
     order = []
-    times, results = by_turns({"a": lambda: order.append("a") or 1, "b": lambda: order.append("b") or 2}, seconds=0)
-    assert order == [*"ab", *"ab", *"ba", *"ab"]  # the first turn warms up, and gives the results
-    assert results == {"a": 1, "b": 2}
-    assert times["a"].rounds == measure.ROUNDS and times["a"].median == 1
+    times, results = by_turns({name: lambda name=name: order.append(name) or 2 * name for name in "abc"}, seconds=0)
+    assert results == {"a": "aa", "b": "bb", "c": "cc"}
+    assert times["a"].rounds == 40 and times["a"].median == 1
+    assert "".join(order[:3]) == "abc"  # warming up, which gives the results
+    turns = ["".join(order[start : start + 3]) for start in range(3, 123, 3)]
+    assert set(turns) == {"abc", "acb", "bac", "bca", "cab", "cba"}  # a leaves its traces to b and to c alike
 
 
 def test_ratios_are_against_the_same_precision():

@@ -51,9 +51,10 @@ def load(
     device         where the model goes; None: CUDA where there is one, else the CPU
     jit            there only for its position; True is an error
     download_root  where downloaded files are cached; None: ~/.cache/clip, as openai/CLIP
-    dtype          of the arithmetic, see `convert_weights`; None: float16 on CUDA, else float32, as openai/CLIP;
+    dtype          of weights and embeddings, see `convert_weights`; None: float16 on CUDA, else float32, as openai/CLIP;
                    "auto": the fastest of float32, float16 and bfloat16, as measured now, which it prints; "int8":
-                   float32, but for the largest matrix products on a CPU, see `miniclip.models.int8`
+                   float32, but for the largest matrix products on a CPU, see `miniclip.models.int8`. Half precision
+                   is float32 arithmetic on CPUs that have no other, see `miniclip.models.half`
     backend        "torch"; "triton", on CUDA in half precision; None: Triton where it was measured to be faster. See
                    `miniclip.models.set_backend`, which switches a loaded model
     activation     "quick_gelu" or "gelu", for a file that can't say; None: what a directory states, else quick_gelu

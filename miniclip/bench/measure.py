@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -37,16 +38,17 @@ class Times:
 def by_turns(ways: Mapping[str, Callable[[], object]], seconds: float) -> tuple[dict[str, Times], dict[str, object]]:
     """Run each way once to warm up, then all of them in rounds for about `seconds`; also what each returned first.
 
-    Each round begins with another way, and before each is a pause: nobody always runs in the wake of the same one.
+    In each round the order is another, and before each is a pause: nobody always runs in the wake of the same one.
     """
     results = {name: run() for name, run in ways.items()}
     taken: dict[str, list[float]] = {name: [] for name in ways}
+    order, shuffle = list(ways), random.Random(0).shuffle
     until = time.perf_counter() + seconds
     for done in range(MOST_ROUNDS):
         if done >= ROUNDS and time.perf_counter() > until:
             break
-        order = list(ways)
-        for name in order[done % len(order) :] + order[: done % len(order)]:
+        shuffle(order)
+        for name in order:
             time.sleep(PAUSE)
             start = time.perf_counter()
             ways[name]()
