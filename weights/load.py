@@ -51,7 +51,7 @@ def load(
     device         where the model goes; None: CUDA where there is one, else the CPU
     jit            there only for its position; True is an error
     download_root  where downloaded files are cached; None: ~/.cache/clip, as openai/CLIP
-    dtype          of weights and embeddings, see `convert_weights`; None: float16 on CUDA, else float32, as openai/CLIP;
+    dtype          of weights and embeddings, see `convert_weights`; None: as openai/CLIP float16 on CUDA, else float32;
                    "auto": the fastest of float32, float16 and bfloat16, as measured now, which it prints; "int8":
                    float32, but for the largest matrix products on a CPU, see `miniclip.models.int8`. Half precision
                    is float32 arithmetic on CPUs that have no other, see `miniclip.models.half`
