@@ -176,8 +176,7 @@ def _run_blocks_on_cpu(
     rows = max(len(x), len(pooled))  # texts may be equal, and have fewer tokens than there are texts
     buffer = x.new_empty(rows * max(3 * width, *(block.mlp.c_fc.out_features for block in blocks)))
     if blocks[0].mlp.c_fc.weight.dtype is not x.dtype:
-        parts = [(b.mlp.c_fc, b.mlp.c_proj, b.attn.out_proj) for b in blocks]
-        half.pack([layer.weight for layers in parts for layer in layers] + [b.attn.in_proj_weight for b in blocks[:-1]])
+        half.pack([weight for weight in blocks.parameters() if weight.ndim == 2])
     for block in blocks:
         attn, mlp = block.attn, block.mlp
         y = _norm(block.ln_1, x)
@@ -297,7 +296,8 @@ def _attention_pool(pool: AttentionPool, x: Tensor) -> Tensor:
     x = pool.embed(x)  # [N, L, C]
     projections = (pool.q_proj, pool.k_proj, pool.v_proj)
     weights, biases = [layer.weight for layer in projections], [layer.bias for layer in projections]
-    return _project(_attend_once(x[:, 0], x, weights, biases, pool.heads), pool.c_proj.weight.T).add_(pool.c_proj.bias)
+    pooled, last = _attend_once(x[:, 0], x, weights, biases, pool.heads), pool.c_proj
+    return F.linear(pooled, last.weight.to(x.dtype), last.bias.to(x.dtype)).to(last.weight.dtype)
 
 
 def _in_proj(attn: Attention) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
