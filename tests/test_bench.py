@@ -114,7 +114,7 @@ def test_command(tmp_path, capsys):
     assert all(task in printed for task in tasks_done)
     assert result["rows"][0]["agreement"] == pytest.approx(1)
     assert {"float32", "float16", "bfloat16"} == set(result["matrix_rates"])
-    assert result["machine"]["threads"] == 1 and result["versions"]["torch"] == torch.__version__
+    assert result["machine"]["threads"] == 1 and torch.__version__.startswith(result["versions"]["torch"])
     assert (tmp_path / "bench.png").read_bytes()[:4] == b"\x89PNG"
 
 
