@@ -1,5 +1,6 @@
 """The benchmark: what it measures, prints and writes. How fast anything is, is not tested."""
 
+import argparse
 import json
 import statistics
 
@@ -66,6 +67,26 @@ def test_table():
 )
 def test_duration(seconds, text):
     assert report.duration(seconds) == text
+
+
+def test_peers_are_not_timed_where_half_precision_is_emulated(monkeypatch):
+    """Nor is anything compiled there; ours is timed, in one of the two precisions unless both are asked for."""
+    half, rates = [torch.float16, torch.bfloat16], {"float32": 1.0, "float16": 2.0, "bfloat16": 2.0}
+    asked = {}
+    monkeypatch.setattr(run, "encoders", lambda model, peer, dtypes, compiled: asked.update({peer: dtypes}) or [])
+    monkeypatch.setattr(tasks, "encode_texts", lambda *_: [])
+    for emulated, theirs, default in ((half, [], half[:1]), ([], half, half)):
+        monkeypatch.setattr(run, "EMULATED", emulated)
+        options = argparse.Namespace(seconds=0, compile=False, dtypes=None)
+        list(run._jobs(None, ["text"], ["openai"], [torch.float32, *half], {}, options))
+        assert asked == {"miniclip": [torch.float32, *half], "openai": [torch.float32, *theirs]}
+        assert run._dtypes(None, rates) == [torch.float32, *default]
+        assert run._dtypes("float16,bfloat16", rates) == [torch.float32, *half]
+
+    monkeypatch.setitem(peers._MAKERS, "openai", lambda model, dtype: peers.Encoder("peer", str(dtype), abs, abs))
+    monkeypatch.setattr(peers, "EMULATED", half[:1])
+    made = peers.encoders(None, "openai", [torch.float32, torch.float16], compiled=True)
+    assert [way.setting for way in made] == ["torch.float32", "torch.float32 compiled", "torch.float16"]
 
 
 def test_a_wrong_peer_is_seen():
