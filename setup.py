@@ -27,7 +27,7 @@ setup(
     package_data={
         "miniclip": ["*.txt.gz"],
         "miniclip.search": ["gallery.html", "gallery.js"],
-        "miniclip.evaluation": ["*.txt.gz", "*.zip"],
+        "miniclip.data": ["*.txt.gz", "*.zip"],
         "miniclip.weights": ["*.safetensors.gz", "*.md"],
     },
     install_requires=[

@@ -12,11 +12,11 @@ import argparse
 import torch
 
 from miniclip import load
-from miniclip.evaluation import read_dataset
+from miniclip.data.datasets import read_dataset
 from miniclip.evaluation.classifiers import ZeroShotClassifier, embed_pictures
 from miniclip.evaluation.probe import linear_probe, split
 from miniclip.evaluation.statistics import bootstrap
-from miniclip.evaluation.zero_shot import ranks
+from miniclip.zero_shot import ranks
 
 parser = argparse.ArgumentParser(description="Zero-shot against a linear probe, on twenty kinds of things.")
 parser.add_argument("--model", default="tiny-RN", help="a name that `miniclip models` lists, or a file or directory")

@@ -8,9 +8,9 @@ import argparse
 import torch
 
 from miniclip import load
-from miniclip.evaluation import read_dataset
+from miniclip.data.datasets import read_dataset
+from miniclip.data.templates import PICTOGRAMS
 from miniclip.evaluation.classifiers import ZeroShotClassifier, embed_pictures
-from miniclip.evaluation.prompts import PICTOGRAMS
 from miniclip.evaluation.statistics import bootstrap
 
 parser = argparse.ArgumentParser(description="Accuracy of single prompts and of their ensembles.")

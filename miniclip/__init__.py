@@ -17,17 +17,23 @@ if (_above / "setup.py").exists():  # a checkout: kernels/ and weights/ stand be
 __version__ = "0.1.0"
 __all__ = ["CLIP", "available_models", "build_model", "compare", "load", "tokenize", "trace"]
 
-# Imported when it is first asked for: `import miniclip` has to be quick. What computes nothing needs no PyTorch.
-_LATER = dict.fromkeys(["available_models", "build_model", "load"], "miniclip.weights")
-_LATER |= dict.fromkeys(["compare", "trace"], "miniclip.conformance")
-_LATER |= {"CLIP": "miniclip.models", "tokenize": "miniclip.tokenizer"}
+# Imported at the first use: `import miniclip` has to be quick, and what computes nothing needs no PyTorch.
+_MODULES = {
+    "CLIP": "miniclip.models",
+    "available_models": "miniclip.loading",
+    "build_model": "miniclip.loading",
+    "compare": "miniclip.conformance",
+    "load": "miniclip.loading",
+    "tokenize": "miniclip.tokenizer",
+    "trace": "miniclip.conformance",
+}
 
 
 def __getattr__(name: str):
-    if name not in _LATER:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_LATER[name]), name)
+    return getattr(import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LATER})
+    return sorted({*globals(), *_MODULES})

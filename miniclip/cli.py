@@ -9,8 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from miniclip.config import ACTIVATIONS, MODELS, CLIPConfig
-from miniclip.config_mobileclip import MOBILECLIP, PUBLISHED
+from miniclip.config import ACTIVATIONS, CLIPConfig
 
 if TYPE_CHECKING:  # importing it takes seconds, which commands that compute nothing save
     import torch
@@ -90,19 +89,17 @@ def _models_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def models(options: argparse.Namespace) -> int:
+    from miniclip.loading import EMBEDDED, available_models, named_models
     from miniclip.weights.download import cached
-    from miniclip.weights.load import EMBEDDED, open_checkpoint
 
     rows = []
-    for name, config in MODELS.items():
-        path = cached(name)
-        rows.append({"name": name, **_sizes(config), "file": str(path) if path else None})
-    for name, config in MOBILECLIP.items():
-        path, published = cached(name), PUBLISHED[name]._asdict()
-        rows.append({"name": name, **_sizes(config), "file": str(path) if path else None, "published": published})
-    for name, file in EMBEDDED.items():
-        config, _ = open_checkpoint(name)
-        rows.append({"name": name, **_sizes(config), "bytes": file.stat().st_size, "file": str(file)})
+    for name in available_models():
+        model = named_models()[name]
+        path = cached(model) if model.url else EMBEDDED / model.file
+        row = {"name": name, **_sizes(model.config), "file": str(path) if path else None}
+        rows.append(row if model.url else row | {"bytes": path.stat().st_size})
+        if model.notes:
+            rows[-1]["published"] = {**model.notes, "imagenet": model.published["ImageNet"]}
     if options.json:
         print(json.dumps(rows, indent=2))
         return 0
@@ -112,9 +109,11 @@ def models(options: argparse.Namespace) -> int:
         print(f"{row['name']:16}{row['parameters']:13,}{row['pixels']:8}{size}  {row['file'] or 'not downloaded yet'}")
     print("\nPublished by Apple, not measured here (milliseconds on an iPhone 12 Pro Max, zero-shot accuracy):")
     print(f"{'name':16}{'M parameters':>16}{'ms':>13}{'ImageNet':>10}{'38 data sets':>14}")
-    for name, row in PUBLISHED.items():
-        parameters, latency = (f"{image} + {text}" for image, text in (row.parameters, row.latency))
-        print(f"{name:16}{parameters:>16}{latency:>13}{row.imagenet:9}%{row.average:13}%")
+    for row in rows:
+        if "published" in row:
+            figures = row["published"]
+            parameters, latency = (f"{image} + {text}" for image, text in (figures["parameters"], figures["latency"]))
+            print(f"{row['name']:16}{parameters:>16}{latency:>13}{figures['imagenet']:9}%{figures['average']:13}%")
     return 0
 
 
@@ -122,7 +121,7 @@ def _sizes(config: CLIPConfig) -> dict[str, int]:
     """What a model of this config amounts to; bytes as OpenAI stores it, half precision where the models allow."""
     import torch
 
-    from miniclip.weights.load import blank_model
+    from miniclip.loading import blank_model
 
     model = blank_model(config, torch.float16)
     return {
@@ -206,8 +205,8 @@ def _embed_arguments(command: argparse.ArgumentParser) -> None:
 
 def embed(options: argparse.Namespace) -> int:
     from miniclip.embed import embed_images, embed_texts
-    from miniclip.training.distributed import is_main, setup
-    from miniclip.weights.convert import save_tensors
+    from miniclip.io import save_tensors
+    from miniclip.parallel import is_main, setup
 
     if options.output.suffix != ".safetensors":
         raise UsageError(f"--output is {options.output}; expected a name that ends in .safetensors")
@@ -289,14 +288,14 @@ def _evaluate_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def evaluate(options: argparse.Namespace) -> int:
-    from miniclip.evaluation import EvaluationError
+    from miniclip.data.lists import DataError
     from miniclip.evaluation.options import run
 
     if options.plot:
         _check_plot(options.plot)
     try:
         total, rejected = run(options, lambda name: _load(argparse.Namespace(**vars(options) | {"model": name})))
-    except EvaluationError as error:
+    except DataError as error:
         raise UsageError(str(error)) from error
     return _report(rejected, total)
 
@@ -309,12 +308,12 @@ def _explore_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def explore(options: argparse.Namespace) -> int:
-    from miniclip.evaluation import EvaluationError
+    from miniclip.data.lists import DataError
     from miniclip.evaluation.experiments.options import run
 
     try:
         pictures, rejected = run(options, lambda: _load(options))
-    except (EvaluationError, ValueError, ImportError) as error:
+    except (DataError, ValueError, ImportError) as error:
         raise UsageError(str(error)) from error
     return _report(rejected, pictures)
 
@@ -421,8 +420,8 @@ def _convert_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def convert(options: argparse.Namespace) -> int:
-    from miniclip.weights.convert import save_checkpoint
-    from miniclip.weights.load import open_checkpoint
+    from miniclip.loading import open_checkpoint
+    from miniclip.save import save_checkpoint
 
     config, tensors = open_checkpoint(options.input, activation=options.activation)
     save_checkpoint(config, tensors, options.output)
@@ -439,7 +438,7 @@ def _export_arguments(command: argparse.ArgumentParser) -> None:
 
 def export(options: argparse.Namespace) -> int:
     from miniclip.export import ExportError, check_installed, export_model
-    from miniclip.weights import load
+    from miniclip.loading import load
 
     try:
         check_installed(options.format)  # before a model is downloaded
@@ -452,7 +451,7 @@ def export(options: argparse.Namespace) -> int:
 
 
 def _load(options: argparse.Namespace):
-    from miniclip.weights import load
+    from miniclip.loading import load
 
     return load(options.model, options.device, dtype=_dtype(options.dtype), activation=options.activation)
 

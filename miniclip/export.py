@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from miniclip import ops
+from miniclip.errors import MiniclipError
 from miniclip.models import CLIP
 from miniclip.models.text import TextTransformer
 
@@ -31,7 +32,7 @@ SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 MOST_IN_ONE_FILE = 2**31 - 2**24  # bytes of tensors; ONNX files end at 2 GiB, and larger models keep tensors beside
 
 
-class ExportError(ValueError):
+class ExportError(MiniclipError, ValueError):
     """A model that can't be exported, or not to that place; the message says why and what to do."""
 
 
@@ -54,7 +55,6 @@ class TextEncoder(nn.Module):
         tensors = {name: tensor for name, tensor in model.state_dict().items() if name in self.text.state_dict()}
         self.text.load_state_dict(tensors, strict=False, assign=True)
         self.text.transformer = model.transformer  # a MobileCLIP's may be another
-        self.text.fast = False  # the plain form, which reads no lengths of texts
 
     def forward(self, ids: Tensor) -> Tensor:
         return self.text.encode_text(ids, normalize=True)

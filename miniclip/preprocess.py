@@ -32,13 +32,14 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from miniclip.config import INTERPOLATIONS, RESIZE_MODES, PreprocessConfig, check_choice
+from miniclip.errors import MiniclipError
 
 # A long thin image is enlarged whole before most of it is cropped away. This is 512 MiB at 4 bytes a pixel (RGBA takes
 # twice that), and admits 1 x 640 for the largest model, R = 448.
 MAX_RESIZED_PIXELS = 2**27
 
 
-class ImageError(ValueError):
+class ImageError(MiniclipError, ValueError):
     """A picture that can't be used. The message names the file, where there is one, and the fault."""
 
 

@@ -15,8 +15,7 @@ from miniclip.cli import main
 from miniclip.config import CLIPConfig, PreprocessConfig, ResNetConfig, TextConfig, TransformerConfig, ViTConfig
 from miniclip.conformance import compare, trace
 from miniclip.export import ExportError, export_model
-from miniclip.weights import build_model
-from miniclip.weights.load import blank_model, shapes_of
+from miniclip.loading import blank_model, build_model, shapes_of
 
 needs_onnx = pytest.mark.skipif(
     not all(find_spec(package) for package in ("onnx", "onnxscript", "onnxruntime")),

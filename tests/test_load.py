@@ -14,12 +14,12 @@ from conformance.seeded import image, text, weights
 from safetensors.torch import save_file
 
 from miniclip.config import CLIPConfig
+from miniclip.loading import available_models, build_model, load, open_checkpoint
+from miniclip.loading import load as load_function
 from miniclip.models import CLIP, convert_weights
 from miniclip.preprocess import Preprocess
-from miniclip.weights import CheckpointError, available_models, build_model, huggingface, load
-from miniclip.weights import load as load_function
-from miniclip.weights.convert import save_checkpoint
-from miniclip.weights.load import open_checkpoint
+from miniclip.save import save_checkpoint
+from miniclip.weights import CheckpointError, huggingface
 
 
 def state_dict(config: CLIPConfig) -> dict[str, torch.Tensor]:

@@ -1,10 +1,8 @@
-"""Everything about checkpoint files: where they are, how they are read, and how they become models.
+"""Checkpoint files: bytes -> (config, tensors). Formats, tensor names, downloads; nothing here builds a model.
 
-Read load.py, files.py, archive.py, unpickle.py, infer.py and names.py, in this order; mobileclip.py is an annex.
+Read files.py, archive.py, unpickle.py, infer.py and names.py, in this order.
 """
 
 from miniclip.weights.errors import CheckpointError
-from miniclip.weights.load import available_models, build_model, load
-from miniclip.weights.mobileclip import reparameterize
 
-__all__ = ["CheckpointError", "available_models", "build_model", "load", "reparameterize"]
+__all__ = ["CheckpointError"]

@@ -15,7 +15,6 @@ Environment:
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import re
 import shutil
@@ -24,69 +23,14 @@ import time
 import warnings
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
 from urllib import request
 from urllib.error import HTTPError, URLError
 
 from tqdm import tqdm
 
-if os.name == "nt":
-    import msvcrt
-
-    LOCK_IS_HELD = PermissionError
-else:
-    import fcntl
-
-    LOCK_IS_HELD = BlockingIOError
-
-OPENAI_URL = "https://openaipublic.azureedge.net/clip/models"
-
-# model: (file, sha256), from openai/CLIP clip/clip.py
-OPENAI_FILES: dict[str, tuple[str, str]] = {
-    "RN50": ("RN50.pt", "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762"),
-    "RN101": ("RN101.pt", "8fa8567bab74a42d41c5915025a8e4538c3bdbe8804a470a72f30b0d94fab599"),
-    "RN50x4": ("RN50x4.pt", "7e526bd135e493cef0776de27d5f42653e6b4c8bf9e0f653bb11773263205fdd"),
-    "RN50x16": ("RN50x16.pt", "52378b407f34354e150460fe41077663dd5b39c54cd0bfd2b27167a4a06ec9aa"),
-    "RN50x64": ("RN50x64.pt", "be1cfb55d75a9666199fb2206c106743da0f6468c9d327f3e0d0a543a9919d9c"),
-    "ViT-B/32": ("ViT-B-32.pt", "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af"),
-    "ViT-B/16": ("ViT-B-16.pt", "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f"),
-    "ViT-L/14": ("ViT-L-14.pt", "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836"),
-    "ViT-L/14@336px": ("ViT-L-14-336px.pt", "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02"),
-}
-
-APPLE_URL = "https://docs-assets.developer.apple.com/ml-research/datasets/mobileclip"
-HUGGING_FACE_URL = "https://huggingface.co/apple/{}/resolve/main"
-
-
-class AppleFile(NamedTuple):
-    url: str
-    least: int  # bytes: two for each of the model's parameters
-    sha256: str | None = None
-
-
-# From ml-mobileclip's get_pretrained_models.sh and README; mobileclip_l14.pt is named as its second generation's is.
-_S0_SHA256 = "809b408eff74f8058843e86a1f92967097d42ba782450e85b8f4867b7f0ca0b7"
-MOBILECLIP_FILES: dict[str, AppleFile] = {
-    "MobileCLIP-S0": AppleFile(f"{APPLE_URL}/mobileclip_s0.pt", 107_695_362, _S0_SHA256),
-    "MobileCLIP-S1": AppleFile(f"{APPLE_URL}/mobileclip_s1.pt", 169_938_434),
-    "MobileCLIP-S2": AppleFile(f"{APPLE_URL}/mobileclip_s2.pt", 198_485_634),
-    "MobileCLIP-B": AppleFile(f"{APPLE_URL}/mobileclip_b.pt", 299_553_282),
-    "MobileCLIP-B-LT": AppleFile(f"{APPLE_URL}/mobileclip_blt.pt", 299_553_282),
-    **{
-        name: AppleFile(f"{HUGGING_FACE_URL.format(name)}/{file}", least)
-        for name, file, least in (
-            ("MobileCLIP-S3", "mobileclip_s3.pt", 497_771_906),
-            ("MobileCLIP-L-14", "mobileclip_l14.pt", 855_234_562),
-            ("MobileCLIP-S4", "mobileclip_s4.pt", 890_870_274),
-            ("MobileCLIP2-S0", "mobileclip2_s0.pt", 149_670_146),
-            ("MobileCLIP2-S2", "mobileclip2_s2.pt", 198_486_658),
-            ("MobileCLIP2-B", "mobileclip2_b.pt", 299_554_306),
-            ("MobileCLIP2-S3", "mobileclip2_s3.pt", 497_771_906),
-            ("MobileCLIP2-L-14", "mobileclip2_l14.pt", 855_234_562),
-            ("MobileCLIP2-S4", "mobileclip2_s4.pt", 890_870_274),
-        )
-    },
-}
+from miniclip.config import OPENAI_URL, NamedModel
+from miniclip.errors import MiniclipError
+from miniclip.io import locked, sha256_of
 
 TIMEOUT = 30  # seconds to connect, and of silence in mid-body
 RETRY_DELAYS = (1, 2, 4, 8)  # seconds before each new try of one call
@@ -99,7 +43,7 @@ HANDLERS = (
 )
 
 
-class DownloadError(OSError):
+class DownloadError(MiniclipError, OSError):
     """The file could not be had; the message says why, and where to put it by hand."""
 
 
@@ -107,25 +51,24 @@ class _Interrupted(OSError):
     """This try failed, and the next one may not."""
 
 
-def cached(name: str, root: str | Path | None = None) -> Path | None:
-    """The file of the model `name` if it is there, its content unchecked."""
-    path = _path(name, root)
+def cached(model: NamedModel, root: str | Path | None = None) -> Path | None:
+    """The file of a named model if it is in `root`, its content unchecked."""
+    path = _path(model, root)
     return path if path.is_file() else None
 
 
-def download(name: str, root: str | Path | None = None) -> Path:
-    """The verified file of the model `name`, OpenAI's or Apple's, downloaded unless it is in `root` already.
+def download(model: NamedModel, root: str | Path | None = None) -> Path:
+    """The verified file of a named model, downloaded unless it is in `root` already.
 
-    `root` is ~/.cache/clip by default, as in openai/CLIP. Raises ValueError for an unknown name, and DownloadError.
+    `root` is ~/.cache/clip by default, as in openai/CLIP. Raises DownloadError.
     """
-    path = _path(name, root)
+    path = _path(model, root)
     mirror = os.environ.get("MINICLIP_MIRROR", "").rstrip("/")
-    if name in OPENAI_FILES:
-        file, sha256 = OPENAI_FILES[name]
-        return fetch(f"{mirror or OPENAI_URL}/{sha256}/{file}", path, sha256)
-    apple = MOBILECLIP_FILES[name]
-    url = f"{mirror}/{path.name}" if mirror else apple.url
-    return fetch(url, path, apple.sha256) if apple.sha256 else _fetch_and_record(url, path, apple.least)
+    if not mirror:
+        url = model.url
+    else:
+        url = f"{mirror}/{model.sha256}/{model.file}" if model.url.startswith(OPENAI_URL) else f"{mirror}/{model.file}"
+    return fetch(url, path, model.sha256) if model.sha256 else _fetch_and_record(url, path, model.size)
 
 
 def _fetch_and_record(url: str, path: Path, least: int) -> Path:
@@ -166,7 +109,7 @@ def fetch(url: str, path: Path, sha256: str | None) -> Path:
     part = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(path.with_name(path.name + ".lock")):
+        with locked(path.with_name(path.name + ".lock"), wait=True):
             # If it is there now, another process got it while we waited.
             if not path.exists() or sha256 not in (sha256_of(path), None):
                 _complete(url, part, sha256)
@@ -177,46 +120,12 @@ def fetch(url: str, path: Path, sha256: str | None) -> Path:
     return path
 
 
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file's content, in hexadecimal."""
-    digest, buffer = hashlib.sha256(), memoryview(bytearray(1 << 20))
-    with open(path, "rb", buffering=0) as file:
-        while count := file.readinto(buffer):
-            digest.update(buffer[:count])
-    return digest.hexdigest()
-
-
-def _path(name: str, root: str | Path | None) -> Path:
-    if name not in OPENAI_FILES and name not in MOBILECLIP_FILES:
-        known = ", ".join([*OPENAI_FILES, *MOBILECLIP_FILES])
-        raise ValueError(f"no file is known for model {name!r}; expected one of {known}")
-    file = OPENAI_FILES[name][0] if name in OPENAI_FILES else MOBILECLIP_FILES[name].url.rpartition("/")[2]
-    return Path(root or "~/.cache/clip").expanduser() / file
+def _path(model: NamedModel, root: str | Path | None) -> Path:
+    return Path(root or "~/.cache/clip").expanduser() / model.file
 
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
-
-
-def _locked(path: Path) -> BinaryIO:
-    """Opens and locks the file `path`, waiting if need be. Closing it, or the death of the process, unlocks it.
-
-    The file stays: were it deleted, a process waiting for the old one and another with a new one would both get a lock.
-    """
-    file = open(path, "ab")  # noqa: SIM115 (the caller closes it)
-    told = False
-    while True:
-        try:
-            if os.name == "nt":
-                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-            else:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return file
-        except LOCK_IS_HELD:
-            if not told:
-                _say(f"waiting for another process, which holds {path}")
-                told = True
-            time.sleep(0.2)
 
 
 def _say(line: str) -> None:

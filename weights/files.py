@@ -32,6 +32,8 @@ DTYPES = {  # in safetensors' spelling
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+CONFIG_KEY = "miniclip_config"  # in a safetensors file's metadata: the config, as `miniclip.config.to_json` has it
+CONFIG_FILE = "miniclip.json"  # in a directory: the same
 MAX_UNZIPPED = 1 << 26  # bytes; only the tiny models that come with the package are .gz
 
 
@@ -42,9 +44,10 @@ class Checkpoint(Mapping[str, Tensor]):
     it took. So copying tensors one by one costs no more memory than the copies and the largest tensor.
     """
 
-    def __init__(self, tensors: dict[str, Tensor], maps: list[mmap.mmap]):
+    def __init__(self, tensors: dict[str, Tensor], maps: list[mmap.mmap], metadata: Mapping[str, str] | None = None):
         self._tensors = tensors
         self._maps = maps
+        self.metadata = dict(metadata or {})  # a safetensors file's
 
     def __getitem__(self, name: str) -> Tensor:
         tensor = self._tensors[name]
@@ -70,32 +73,32 @@ def read_file(path: str | Path) -> Checkpoint:
     ever run. Once its tensors are copied, the file may change or go.
     """
     path = Path(path)
-    tensors, maps = _read_shards(path) if path.suffix == ".json" else _read_tensors(path)
+    tensors, maps, metadata = _read_shards(path) if path.suffix == ".json" else _read_tensors(path)
     if not tensors:
         raise CheckpointError(f"{path} has no tensors")
     if all(name.startswith("module.") for name in tensors):  # the model was wrapped in DistributedDataParallel
         tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
-    return Checkpoint(tensors, maps)
+    return Checkpoint(tensors, maps, metadata)
 
 
-def _read_shards(index: Path) -> tuple[dict[str, Tensor], list[mmap.mmap]]:
+def _read_shards(index: Path) -> tuple[dict[str, Tensor], list[mmap.mmap], dict[str, str]]:
     weight_map = Fields.read(index).section("weight_map").values
     tensors, maps = {}, []
     for shard in sorted(set(map(str, weight_map.values()))):
         if shard != Path(shard).name:
             raise CheckpointError(f"{index} refers to {shard!r:.200}; expected the name of a file beside it")
         expected = {name for name, file in weight_map.items() if file == shard}
-        part, data = _read_tensors(index.parent / shard)
+        part, data, _ = _read_tensors(index.parent / shard)
         if part.keys() != expected:
             wrong = ", ".join(sorted(part.keys() ^ expected)[:5])
             raise CheckpointError(f"{index} and {shard} disagree on which tensors it has, among them {wrong:.500}")
         tensors |= part
         maps += data
-    return tensors, maps
+    return tensors, maps, {}
 
 
-def _read_tensors(path: Path) -> tuple[dict[str, Tensor], list[mmap.mmap]]:
-    """The tensors of one file, and the maps that they are views of."""
+def _read_tensors(path: Path) -> tuple[dict[str, Tensor], list[mmap.mmap], dict[str, str]]:
+    """The tensors of one file, the maps that they are views of, and a safetensors file's metadata."""
     try:
         if path.exists() and not path.is_file():
             raise CheckpointError("not a file but a directory or device: name the file of weights")
@@ -103,7 +106,7 @@ def _read_tensors(path: Path) -> tuple[dict[str, Tensor], list[mmap.mmap]]:
             if file.seek(0, 2) == 0:
                 raise CheckpointError("the file is empty: fetch it again")
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # private, so that nothing changes the file
-            tensors = _read_mapped(path, file, data)
+            tensors, metadata = _read_mapped(path, file, data)
     except CheckpointError as fault:
         raise CheckpointError(f"{path}: {fault}") from None
     except OSError as error:
@@ -111,16 +114,16 @@ def _read_tensors(path: Path) -> tuple[dict[str, Tensor], list[mmap.mmap]]:
     except Exception as error:  # hostile bytes make zipfile, struct, safetensors and our own code raise many types
         fault = f"{type(error).__name__}: {error!s:.300}"
         raise CheckpointError(f"{path} is damaged, or not a checkpoint: {fault}") from error
-    return tensors, [data]
+    return tensors, [data], metadata
 
 
-def _read_mapped(path: Path, file: BinaryIO, data: mmap.mmap) -> dict[str, Tensor]:
+def _read_mapped(path: Path, file: BinaryIO, data: mmap.mmap) -> tuple[dict[str, Tensor], dict[str, str]]:
     if sys.byteorder != "little":
         raise CheckpointError("checkpoints are little-endian, and this machine is not")
     if data[:4] == b"PK\3\4":
-        return read_zip(file, data)
+        return read_zip(file, data), {}
     if data[: len(LEGACY_MAGIC)] == LEGACY_MAGIC:
-        return read_legacy(data)
+        return read_legacy(data), {}
     if data[8:9] == b"{":  # after the length of the header
         return _read_safetensors(path, data)
     if data[:2] == b"\x1f\x8b":
@@ -128,26 +131,30 @@ def _read_mapped(path: Path, file: BinaryIO, data: mmap.mmap) -> dict[str, Tenso
             content = unzipped.read(MAX_UNZIPPED + 1)
         if len(content) > MAX_UNZIPPED:
             raise CheckpointError(f"it unzips to more than {MAX_UNZIPPED:,} bytes: unzip it first")
-        return load_safetensors(content)
+        return load_safetensors(content), _header(content)[0].get("__metadata__", {})
     raise CheckpointError(
         f"it starts with {data[:16]!r}, as neither a PyTorch file nor safetensors does. "
         "A web page instead of the file? Then fetch it again"
     )
 
 
-def _read_safetensors(path: Path, data: mmap.mmap) -> dict[str, Tensor]:
+def _header(data: bytes | mmap.mmap) -> tuple[dict, int]:
+    """A safetensors file's header, already checked, and where the tensors begin."""
+    start = 8 + struct.unpack_from("<Q", data)[0]
+    return json.loads(data[8:start]), start
+
+
+def _read_safetensors(path: Path, data: mmap.mmap) -> tuple[dict[str, Tensor], dict[str, str]]:
     with safetensors.safe_open(path, "numpy"):  # checks that the header is sound and the tensors fill the file exactly
         pass
-    start = 8 + struct.unpack_from("<Q", data)[0]
-    header = json.loads(data[8:start])
+    header, start = _header(data)
+    metadata = header.pop("__metadata__", {})
     body = memoryview(data)[start:]
     tensors = {}
     for name, entry in header.items():
-        if name == "__metadata__":
-            continue
         if entry["dtype"] not in DTYPES:
             raise CheckpointError(f"tensor {name!r:.100} is {entry['dtype']}; expected one of {', '.join(DTYPES)}")
         dtype, (begin, end) = DTYPES[entry["dtype"]], entry["data_offsets"]
         flat = torch.frombuffer(body[begin:end], dtype=dtype) if begin < end else torch.empty(0, dtype=dtype)
         tensors[name] = flat.view(entry["shape"])
-    return tensors
+    return tensors, metadata

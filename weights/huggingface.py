@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from miniclip import tokenizer
 from miniclip.config import ACTIVATIONS, CLIPConfig, PreprocessConfig, TextConfig, TransformerConfig, ViTConfig
+from miniclip.io import save_tensors, write_text
 from miniclip.weights.errors import CheckpointError
 from miniclip.weights.fields import MAX_LAYERS, Fields
 from miniclip.weights.names import from_canonical
@@ -115,49 +112,25 @@ def _read_preprocess(folder: Path, image_size: int) -> PreprocessConfig:
     )
 
 
-def write(tensors: Mapping[str, Tensor], config: CLIPConfig, folder: str | Path) -> None:
-    """Write a directory that transformers loads, tokenizer included if the vocabulary is OpenAI's.
+def write(config: CLIPConfig, tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """Fill a directory that transformers loads, with the tokenizer if the vocabulary is OpenAI's.
 
     tensors: a state dict, with OpenAI's names and the shapes of `config`; their dtypes are kept.
-    folder: appears only once it is complete.
-    CheckpointError if the folder exists and is not empty, or can't be written, or if the model is a ResNet.
+    CheckpointError for a model that transformers' CLIPModel does not have.
     """
     if not isinstance(config.vision, ViTConfig):
         raise CheckpointError("Hugging Face's CLIPModel has no ResNets: this model can't be written as one")
     renamed = from_canonical("huggingface", tensors)
-    weights = {name: renamed[name].contiguous() for name in renamed}
-    dtypes = {str(tensor.dtype).removeprefix("torch.") for tensor in weights.values()}
+    dtypes = {str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}
     files = {
         "config.json": _config_json(config, dtypes.pop() if len(dtypes) == 1 else "float32"),
         "preprocessor_config.json": _preprocessor_json(config.preprocess),
     }
     if config.text.vocab_size == tokenizer.VOCAB_SIZE:
         files |= _tokenizer_files(config.text.context_length)
-    write_directory(folder, "model.safetensors", weights, files)
-
-
-def write_directory(
-    folder: str | Path, name: str, weights: dict[str, Tensor], files: dict[str, str | dict[str, Any]]
-) -> None:
-    """Write a new directory of weights, in the file `name`, and of texts or what becomes JSON; see `write`."""
-    folder = Path(folder).absolute()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CheckpointError(f"{folder} exists and is not an empty directory: choose another, or remove it")
-
-    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    try:
-        unfinished.mkdir(parents=True)
-        save_file(weights, unfinished / name, {"format": "pt"})  # transformers insists on the format
-        for file, content in files.items():
-            text = content if isinstance(content, str) else json.dumps(content, indent=2) + "\n"
-            (unfinished / file).write_text(text, encoding="utf-8")
-        if folder.exists():
-            folder.rmdir()  # os.replace can't put it over an empty directory on every system
-        unfinished.replace(folder)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"can't write {folder}: {error}") from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    for name, content in files.items():
+        write_text(folder / name, content if isinstance(content, str) else json.dumps(content, indent=2) + "\n")
+    save_tensors(renamed, folder / "model.safetensors", {"format": "pt"})  # transformers insists on the format
 
 
 def _config_json(config: CLIPConfig, dtype: str) -> dict[str, Any]:

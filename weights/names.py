@@ -148,6 +148,13 @@ class Converted(Mapping[str, Tensor]):
             raise CheckpointError(f"{name} can't be made from tensors of these shapes: {got}") from None
 
 
+def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor, without reading values from a file."""
+    if isinstance(tensors, Converted):
+        return tensors.shapes()
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
 def to_canonical(layout: str, tensors: Mapping[str, Tensor], table: Table | None = None) -> Converted:
     """OpenAI's names for tensors that are named as in `layout`, a key of `LAYOUTS` unless its `table` is given.
 

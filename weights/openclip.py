@@ -5,6 +5,7 @@ Their config can describe many architectures. Each of its fields stands in one o
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,6 @@ from miniclip.config import (
     TransformerConfig,
     ViTConfig,
 )
-from miniclip.weights import mobileclip_openclip
 from miniclip.weights.errors import CheckpointError
 from miniclip.weights.fields import MAX_LAYERS, Fields
 
@@ -111,33 +111,38 @@ def weight_file(folder: Path) -> Path:
     return others[0]
 
 
-def read_config(folder: Path) -> CLIPConfig:
+def read_config(folder: Path, readers: Sequence[Callable[[Fields], CLIPConfig | None]] = ()) -> CLIPConfig:
     """The model and the preprocessing that a directory describes. Missing fields have OpenCLIP's defaults.
 
+    readers: of `model_cfg`, by the families of models, asked in order; each returns None for another family's model.
     CheckpointError names the field that is wrong, or that asks for what this CLIP does not have.
     """
     fields = Fields.read(folder / "open_clip_config.json")
-    model = _section(fields, "model_cfg")
-    if model.section("vision_cfg").values.get("timm_model_name") in mobileclip_openclip.TIMM:
-        config = mobileclip_openclip.read_config(model)
-        preprocess = _read_preprocess(_section(fields, "preprocess_cfg", {}), config.vision.image_size)
-        return replace(config, preprocess=preprocess)
+    model = fields.section("model_cfg")
+    config = next(filter(None, (read(model) for read in (*readers, read_model))))
+    preprocess = _read_preprocess(_section(fields, "preprocess_cfg", {}), config.vision.image_size)
+    return replace(config, preprocess=preprocess)
+
+
+def read_model(model: Fields) -> CLIPConfig:
+    """The CLIP that `model_cfg` describes, with the preprocessing of OpenAI's."""
+    _check_fields(model, "model_cfg")
     activation = "quick_gelu" if model.one_of("quick_gelu", (True, False), False) else "gelu"
     vision = _read_vision(_section(model, "vision_cfg"), activation)
-    return CLIPConfig(
-        embed_dim=model.integer("embed_dim"),
-        vision=vision,
-        text=_read_text(_section(model, "text_cfg"), activation),
-        preprocess=_read_preprocess(_section(fields, "preprocess_cfg", {}), vision.image_size),
-    )
+    text = _read_text(_section(model, "text_cfg"), activation)
+    return CLIPConfig(model.integer("embed_dim"), vision, text, PreprocessConfig(vision.image_size))
 
 
 def _section(fields: Fields, name: str, default: dict | None = None) -> Fields:
     section = fields.section(name, default)
+    _check_fields(section, name)
+    return section
+
+
+def _check_fields(section: Fields, name: str) -> None:
     for key in section.values:
         if key not in READ[name] | IRRELEVANT[name]:
             section.one_of(key, FIXED[name].get(key, OFF))  # an unknown field may be there as long as it is off
-    return section
 
 
 def _read_vision(vision: Fields, activation: str) -> ViTConfig | ResNetConfig:

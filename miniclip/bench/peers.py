@@ -12,19 +12,21 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from miniclip.config import ViTConfig
-from miniclip.config_mobileclip import MobileCLIPConfig
-from miniclip.models import CLIP, convert_weights, int8
-from miniclip.models.half import EMULATED
-from miniclip.rates import name as dtype_name
+from miniclip.errors import MiniclipError
+from miniclip.fast import int8
+from miniclip.fast.half import EMULATED
+from miniclip.fast.rates import name as dtype_name
+from miniclip.loading import build_model
+from miniclip.models import CLIP, convert_weights
+from miniclip.save import save_checkpoint
 from miniclip.weights import CheckpointError
-from miniclip.weights.convert import save_checkpoint
-from miniclip.weights.load import build_model
+from miniclip.weights.infer import infer_config
+from miniclip.weights.names import shapes_of
 
 MODULES = {"openai": "clip", "open_clip": "open_clip", "transformers": "transformers", "onnxruntime": "onnxruntime"}
 
 
-class MissingPeerError(ValueError):
+class MissingPeerError(MiniclipError, ValueError):
     """A peer that was asked for and is not installed."""
 
 
@@ -60,8 +62,12 @@ def chosen(names: str) -> list[str]:
     return wanted
 
 
-def has_vit(model: CLIP) -> bool:
-    return isinstance(model.config.vision, ViTConfig) and not isinstance(model.config, MobileCLIPConfig)
+def runs_in_openai(model: CLIP) -> bool:
+    """Whether openai/CLIP's code takes the model's state dict, and computes the same function with it."""
+    try:
+        return infer_config(shapes_of(model.state_dict())) == model.config
+    except CheckpointError:
+        return False
 
 
 def encoders(model: CLIP, peer: str, dtypes: list[torch.dtype], compiled: bool) -> list[Encoder]:
@@ -87,7 +93,7 @@ def _miniclip(model: CLIP, dtype: torch.dtype) -> Encoder:
 
 
 def _openai(model: CLIP, dtype: torch.dtype) -> Encoder | None:
-    if dtype is not torch.float32 or isinstance(model.config, MobileCLIPConfig):
+    if dtype is not torch.float32 or not runs_in_openai(model):
         return None  # on a CPU openai/CLIP is always float32
     import clip.model
 
@@ -100,14 +106,14 @@ def _open_clip(model: CLIP, dtype: torch.dtype) -> Encoder | None:
 
     if dtype is torch.int8:
         return None  # PyTorch can quantise nn.Linear, but not its attention
-    if isinstance(model.config, MobileCLIPConfig):
-        return _open_clip_mobileclip(model, dtype)
+    if not runs_in_openai(model):
+        return _open_clip_directory(model, dtype)
     theirs = build_model_from_openai_state_dict(dict(model.state_dict()), cast_dtype=dtype).eval().to(dtype)
     return Encoder("open_clip", dtype_name(dtype), lambda x: theirs.encode_image(x.to(dtype)), theirs.encode_text)
 
 
-def _open_clip_mobileclip(model: CLIP, dtype: torch.dtype) -> Encoder | None:
-    """Its model with timm's image tower, whose branches timm has folded. It lacks two of ours."""
+def _open_clip_directory(model: CLIP, dtype: torch.dtype) -> Encoder | None:
+    """From the directory that the model's family writes for OpenCLIP, if it does; timm folds the branches of towers."""
     import open_clip
     from timm.utils import reparameterize_model
 
@@ -122,14 +128,17 @@ def _open_clip_mobileclip(model: CLIP, dtype: torch.dtype) -> Encoder | None:
 
 
 def _transformers(model: CLIP, dtype: torch.dtype) -> Encoder | None:
-    if not has_vit(model):
-        return None  # it has no ModifiedResNet
     from transformers import CLIPModel
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder:
-        save_checkpoint(model.config, model.state_dict(), Path(folder) / "model")
+        try:
+            save_checkpoint(model.config, model.state_dict(), Path(folder) / "model")
+        except CheckpointError:
+            return None  # it has no such model
+        if not (Path(folder) / "model" / "config.json").exists():
+            return None
         stored = torch.float32 if dtype is torch.int8 else dtype
         theirs = CLIPModel.from_pretrained(Path(folder) / "model", dtype=stored).eval()
     if dtype is torch.int8:

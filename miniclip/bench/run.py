@@ -11,12 +11,10 @@ import torch
 from miniclip.bench import report, tasks
 from miniclip.bench.arguments import WHAT
 from miniclip.bench.peers import chosen, encoders
-from miniclip.config import MODELS
-from miniclip.config_mobileclip import MOBILECLIP
+from miniclip.fast.half import EMULATED
+from miniclip.fast.rates import HALF, WORTH, matrix_rate, name
+from miniclip.loading import build_model, load, named_models, new_model
 from miniclip.models import CLIP
-from miniclip.models.half import EMULATED
-from miniclip.models.mobileclip import MobileCLIP
-from miniclip.rates import HALF, WORTH, matrix_rate, name
 
 PACKAGES = ("torch", "torchvision", "clip-anytorch", "clip", "open_clip_torch", "transformers", "onnxruntime", "pillow")
 
@@ -82,16 +80,15 @@ def _jobs(model: CLIP, wanted: list[str], peers: list[str], dtypes: list[torch.d
 
 def random_model(source: str) -> CLIP:
     """A model of a name's shape with random weights that half precision can hold; or the one in a file, float32."""
-    if source not in MODELS and source not in MOBILECLIP:
-        from miniclip.weights import load
-
+    named = named_models().get(source)
+    if named is None or named.url is None:
         return load(source, device="cpu", dtype=torch.float32)[0]
     torch.manual_seed(0)
-    model = (CLIP(MODELS[source]) if source in MODELS else MobileCLIP(MOBILECLIP[source])).eval()
-    for tensor in model.state_dict().values():
+    weights = new_model(named.config).state_dict()
+    for tensor in weights.values():
         if tensor.is_floating_point():
             tensor.copy_(tensor.half())
-    return model
+    return build_model(weights, named.config)
 
 
 def _dtypes(given: str | None, rates: dict[str, float]) -> list[torch.dtype]:

@@ -21,15 +21,15 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from miniclip.bench.measure import Times, by_turns
-from miniclip.bench.peers import Encoder, has_vit
-from miniclip.config_mobileclip import MobileCLIPConfig
+from miniclip.bench.peers import Encoder, runs_in_openai
+from miniclip.data.templates import TEMPLATES
 from miniclip.embed import embed_texts
-from miniclip.evaluation.prompts import TEMPLATES
+from miniclip.loading import blank_model, build_model
 from miniclip.models import CLIP, convert_weights
 from miniclip.preprocess import Preprocess
+from miniclip.save import save_checkpoint
 from miniclip.tokenizer import tokenize
-from miniclip.weights.convert import save_checkpoint
-from miniclip.weights.load import blank_model, build_model
+from miniclip.weights import CheckpointError
 
 CLASSES = 1000  # of the zero-shot classifier
 # Some of them, with names of the lengths that ImageNet's have: one to three words.
@@ -171,15 +171,18 @@ def loading(model: CLIP, peers: Sequence[str], encode: bool = False, rounds: int
 
     The file is a TorchScript archive of half weights, as OpenAI's are; transformers gets a directory of its own.
     """
-    peers = [peer for peer in peers if peer in ("openai", "open_clip", *("transformers",) * has_vit(model))]
-    peers = [] if isinstance(model.config, MobileCLIPConfig) else peers  # whose files these peers don't read
+    known = ("openai", "open_clip", "transformers") if runs_in_openai(model) else ()  # who reads such a file
+    peers = [peer for peer in peers if peer in known]
     settings = [("miniclip", "float32"), ("miniclip", "float16"), *((peer, "float32") for peer in peers)]
     work = str(model.visual.input_resolution if encode else 0)
     with tempfile.TemporaryDirectory() as folder:
         half = convert_weights(build_model(model.state_dict(), model.config), torch.float16).state_dict()
         _save_archive(half, Path(folder) / "openai.pt")
-        if "transformers" in peers:
-            save_checkpoint(model.config, half, Path(folder) / "transformers")
+        try:
+            if "transformers" in peers:
+                save_checkpoint(model.config, half, Path(folder) / "transformers")
+        except CheckpointError:  # it has no ModifiedResNet
+            settings.remove(("transformers", "float32"))
         found: dict[tuple, list[dict]] = {setting: [] for setting in settings}
         for _ in range(rounds):
             for setting, results in found.items():

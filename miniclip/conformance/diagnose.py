@@ -13,9 +13,9 @@ from miniclip.conformance.forward import Forward, UnknownStageError, key_of
 from miniclip.conformance.measure import INPUTS, Tolerance, fit, measure, tolerance_of
 from miniclip.conformance.mistakes import MISTAKES, Mistake
 from miniclip.conformance.rules import RULES, picture
-from miniclip.conformance.stages import stages, tower_of
 from miniclip.conformance.trace import trace
 from miniclip.models import CLIP
+from miniclip.openai.stages import stages, tower_of
 from miniclip.preprocess import ImageError
 
 MOST_UNEXPLAINED = 0.1  # of a stage's deviation, by a mistake that is named

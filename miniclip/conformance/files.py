@@ -12,16 +12,17 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from miniclip.conformance.stages import token_sides
+from miniclip.errors import MiniclipError
+from miniclip.io import save_tensors
 from miniclip.models import CLIP
+from miniclip.openai.stages import token_sides
 from miniclip.weights import CheckpointError
-from miniclip.weights.convert import save_tensors
 from miniclip.weights.files import read_file
 
 FORMAT = "miniclip trace 1"
 
 
-class TraceError(ValueError):
+class TraceError(MiniclipError, ValueError):
     """Files or stages that can't be compared; the message says why and what to do."""
 
 

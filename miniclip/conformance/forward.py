@@ -13,8 +13,8 @@ from torch import Tensor
 
 from miniclip import ops
 from miniclip.config import CLIPConfig, ResNetConfig
-from miniclip.conformance.stages import tower_of
 from miniclip.models import CLIP
+from miniclip.openai.stages import tower_of
 
 EPS = 1e-5  # of LayerNorm and BatchNorm
 Rule = Callable[["Scope"], Tensor]  # how one stage follows from others

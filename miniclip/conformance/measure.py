@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from miniclip.conformance.stages import token_sides
+from miniclip.openai.stages import token_sides
 
 
 class Tolerance(NamedTuple):

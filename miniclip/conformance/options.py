@@ -71,7 +71,7 @@ def run_compare(options: argparse.Namespace) -> int:
 
 def load_golden_model(name: str, metadata: dict[str, str]):
     """The model of this name, on the CPU, if it has the weights that the golden was made with."""
-    from miniclip.weights import load
+    from miniclip.loading import load
 
     model, _ = load(name, device="cpu", dtype=DTYPES.get(metadata["dtype"]))
     digest = weights_sha256(model)

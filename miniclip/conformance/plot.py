@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from miniclip.config import CLIPConfig, ResNetConfig
-from miniclip.config_mobileclip import MCiConfig
 from miniclip.conformance.files import TraceError
+from miniclip.mobileclip.config import MCiConfig
 
 
 def attention_of(stages: Mapping[str, Tensor], config: CLIPConfig, layer: int | None = None) -> Tensor:

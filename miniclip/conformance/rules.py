@@ -15,7 +15,7 @@ from torch import Tensor
 from miniclip import ops, preprocess
 from miniclip.config import ResNetConfig
 from miniclip.conformance.forward import Rule, Scope
-from miniclip.conformance.stages import PICTURE_MODES
+from miniclip.openai.stages import PICTURE_MODES
 from miniclip.tokenizer import tokenize
 
 

@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from miniclip.conformance import mobileclip
 from miniclip.conformance.forward import Forward, key_of
 from miniclip.conformance.rules import RULES, bands, utf8
-from miniclip.conformance.stages import PICTURE_MODES, stages, tower_of
+from miniclip.mobileclip import stages as mobileclip
+from miniclip.mobileclip.towers import MobileCLIP
 from miniclip.models import CLIP
-from miniclip.models.mobileclip import MobileCLIP
 from miniclip.models.transformer import Attention
+from miniclip.openai.stages import PICTURE_MODES, stages, tower_of
 from miniclip.preprocess import Preprocess, center_crop, resize, to_pixels
 from miniclip.tokenizer import tokenize
 
@@ -47,7 +47,7 @@ AGREEMENT = {torch.float64: 1e-5, torch.float32: 1e-5, torch.float16: 1e-2, torc
 def trace(
     model: CLIP, image: Image.Image | Tensor | None = None, text: str | Iterable[str] | Tensor | None = None
 ) -> dict[str, Tensor]:
-    """Run the model and return its stages, by the names of `miniclip.conformance.stages`, in forward order, on the CPU.
+    """Run the model and return its stages, by the names of `miniclip.openai.stages`, in forward order, on the CPU.
 
     image  a PIL image, or pixels [N, 3, R, R] as `preprocess` gives them
     text   a string, several, or token ids [N, L] as `tokenize` gives them, also without columns of padding
@@ -130,7 +130,8 @@ def _run(model: CLIP, names: list[str], pixels: Tensor | None, ids: Tensor | Non
 @contextmanager
 def _plain_form(model: CLIP) -> Iterator[None]:
     """Inside it, the model computes as its modules are written, in PyTorch's operations, at full precision."""
-    fast, attentions = model.fast, [module for module in model.modules() if isinstance(module, Attention)]
+    fast = getattr(model, "fast", False)
+    attentions = [module for module in model.modules() if isinstance(module, Attention)]
     backends = [module.backend for module in attentions]
     try:
         model.fast = False
@@ -177,5 +178,5 @@ def _check(got: Tensor, expected: Tensor, name: str) -> None:
     if not difference <= AGREEMENT[got.dtype] * float(expected.norm()):
         raise RuntimeError(
             f"{name} is {difference:.2g} away from its definition (of length {float(expected.norm()):.2g}): the model "
-            "does not compute the stages of miniclip.conformance.stages, or has NaNs"
+            "does not compute the stages of miniclip.openai.stages, or has NaNs"
         )

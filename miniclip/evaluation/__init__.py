@@ -15,16 +15,17 @@
     experiments/     `miniclip explore`
 """
 
-from miniclip.evaluation.datasets import read_classes, read_dataset
+from miniclip.data.datasets import read_classes, read_dataset
+from miniclip.data.lists import DataError
 from miniclip.evaluation.pages import plot_answers
 from miniclip.evaluation.report import TASKS, evaluate
 from miniclip.evaluation.retrieval import recall
 from miniclip.evaluation.tables import table
-from miniclip.evaluation.zero_shot import EvaluationError, expand_templates, topk_accuracy, zero_shot_weights
+from miniclip.zero_shot import expand_templates, topk_accuracy, zero_shot_weights
 
 __all__ = [
     "TASKS",
-    "EvaluationError",
+    "DataError",
     "evaluate",
     "expand_templates",
     "plot_answers",

@@ -25,10 +25,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from miniclip.data.lists import DataError
 from miniclip.embed import embed_images
-from miniclip.evaluation.zero_shot import EvaluationError, expand_templates, zero_shot_weights
 from miniclip.models import CLIP
 from miniclip.preprocess import ImageError, Preprocess
+from miniclip.zero_shot import expand_templates, zero_shot_weights
 
 Pictures = Sequence[str | Path | Image.Image] | Tensor
 ENSEMBLES = ("embeddings", "logits")
@@ -64,9 +65,9 @@ class ZeroShotClassifier:
         ensemble: str = "embeddings",
     ):
         if len(set(classes)) < len(classes):
-            raise EvaluationError("a class is given twice; expected each once")
+            raise DataError("a class is given twice; expected each once")
         if ensemble not in ENSEMBLES:
-            raise EvaluationError(f"the ensemble is {ensemble!r}; expected one of {', '.join(ENSEMBLES)}")
+            raise DataError(f"the ensemble is {ensemble!r}; expected one of {', '.join(ENSEMBLES)}")
         self.model, self.classes = model, list(classes)
         if ensemble == "embeddings":
             self.weights = zero_shot_weights(model, self.classes, templates, cache)  # [E, C]
@@ -111,7 +112,7 @@ def choose_threshold(known: Tensor, unknown: Tensor | None = None, keep: float =
     scores. Chosen for one model and one set of prompts, it means nothing for others.
     """
     if not len(known) or (unknown is not None and not len(unknown)):
-        raise EvaluationError("a threshold is chosen on the scores of one picture or more of each kind; got none")
+        raise DataError("a threshold is chosen on the scores of one picture or more of each kind; got none")
     known = known.double().sort().values
     if unknown is None:
         return known[math.floor((1 - keep) * len(known) + 1e-9)].item()
@@ -150,7 +151,7 @@ class HierarchicalClassifier:
         cache: str | Path | None = None,
     ):
         if len(tree) < 2:
-            raise EvaluationError(f"got {len(tree)} base classes; expected two or more, to be told from each other")
+            raise DataError(f"got {len(tree)} base classes; expected two or more, to be told from each other")
         self.model = model
         self.base = ZeroShotClassifier(model, list(tree), base_templates or templates, cache)
         self.specific = {
@@ -165,7 +166,7 @@ class HierarchicalClassifier:
         specific classes of one base do; their product is no probability of anything.
         """
         if expected is not None and expected not in self.specific:
-            raise EvaluationError(f"{expected!r} has no specific classes; expected one of {', '.join(self.specific)}")
+            raise DataError(f"{expected!r} has no specific classes; expected one of {', '.join(self.specific)}")
         embeddings = embed_pictures(self.model, pictures)
         sure, places = self.base.probabilities(embeddings).max(dim=1)
         answers = []

@@ -21,9 +21,10 @@ import torch
 from torch import Tensor
 
 from miniclip import ops
+from miniclip.data.lists import DataError
 from miniclip.evaluation.classifiers import Pictures, ZeroShotClassifier, embed_pictures
-from miniclip.evaluation.zero_shot import EvaluationError, zero_shot_weights
 from miniclip.models import CLIP
+from miniclip.zero_shot import zero_shot_weights
 
 PRESENT = ("a photo with {}.", "a photo of {}.", "there is {} in this photo.")
 NEUTRAL = ("a photo.", "a picture of something.", "a photo of a scene.")
@@ -45,7 +46,7 @@ class ConceptDetector:
         cache: str | Path | None = None,
     ):
         if not contrast:
-            raise EvaluationError("there is nothing to compare with; expected one contrasting prompt or more")
+            raise DataError("there is nothing to compare with; expected one contrasting prompt or more")
         self.model, self.concepts = model, list(concepts)
         own = zero_shot_weights(model, self.concepts, present, cache)  # [E, K]
         worded = [prompt.replace("{}", concept) for concept in self.concepts for prompt in contrast]
@@ -87,10 +88,10 @@ def check_content(
     """
     concepts = [concept for category in categories.values() for concept in category]
     if not all(categories.values()):
-        raise EvaluationError("a category has no concepts; expected one or more in each")
+        raise DataError("a category has no concepts; expected one or more in each")
     limits = dict(thresholds) if isinstance(thresholds, Mapping) else dict.fromkeys(categories, thresholds)
     if limits.keys() != categories.keys():
-        raise EvaluationError(f"there are thresholds for {', '.join(limits)}; expected {', '.join(categories)}")
+        raise DataError(f"there are thresholds for {', '.join(limits)}; expected {', '.join(categories)}")
     found = ConceptDetector(model, concepts, **wording).probabilities(pictures).split(
         [len(category) for category in categories.values()], dim=1
     )

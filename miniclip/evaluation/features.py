@@ -12,11 +12,10 @@ from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
 
+from miniclip.data.lists import DataError, Example
 from miniclip.embed import Rejected, embed_images
-from miniclip.evaluation.zero_shot import EvaluationError
+from miniclip.io import save_tensors
 from miniclip.models import CLIP
-from miniclip.training.data import Example
-from miniclip.weights.convert import save_tensors
 
 CACHE_VERSION = 1  # to be raised when the same model and pictures give other embeddings
 
@@ -34,7 +33,7 @@ def embed_examples(
     cache: a folder in which the result is kept and found again, by a hash of the image tower's weights, of how pictures
     are prepared, and of the pictures: their pixels, or of files the path, size and time of the last change
 
-    EvaluationError if no picture can be read, and for a damaged file in the cache.
+    DataError if no picture can be read, and for a damaged file in the cache.
     """
 
     def prepare(image: Image.Image) -> Tensor:
@@ -43,7 +42,7 @@ def embed_examples(
     def embed() -> tuple[Tensor, Rejected]:
         embeddings, rejected = embed_images(model, prepare, [example.image for example in examples])
         if not len(embeddings):
-            raise EvaluationError(f"none of the {len(examples)} pictures can be read; the first: {rejected[0]}")
+            raise DataError(f"none of the {len(examples)} pictures can be read; the first: {rejected[0]}")
         return embeddings, rejected
 
     if cache is None:
@@ -56,7 +55,7 @@ def embed_examples(
                 rejected = json.loads(tensors.metadata()["rejected"])
                 return tensors.get_tensor("images"), {int(index): why for index, why in rejected.items()}
         except Exception as error:  # whatever safetensors makes of it
-            raise EvaluationError(f"{file} is damaged: {error}; delete it, and it is made again") from error
+            raise DataError(f"{file} is damaged: {error}; delete it, and it is made again") from error
     embeddings, rejected = embed()
     file.parent.mkdir(parents=True, exist_ok=True)
     save_tensors({"images": embeddings}, file, {"rejected": json.dumps(rejected)})

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import torch
 
-from miniclip.evaluation.datasets import PUBLISHED, class_names, read_classes, read_dataset
+from miniclip.data.datasets import PUBLISHED, class_names, read_classes, read_dataset
+from miniclip.data.lists import DataError, Example
+from miniclip.data.templates import TEMPLATES
 from miniclip.evaluation.pages import plot_answers, plot_confusion, plot_few_shot, plot_mistakes
 from miniclip.evaluation.probe import split
-from miniclip.evaluation.prompts import TEMPLATES
 from miniclip.evaluation.report import PROBES, TASKS, evaluate
 from miniclip.evaluation.tables import comparison, table
-from miniclip.evaluation.zero_shot import EvaluationError, expand_templates
-from miniclip.training.data import Example
+from miniclip.zero_shot import expand_templates
 
 DATASET = (
     "sample (240 drawings that come with miniclip), cifar10, cifar100, mnist; a .json, .jsonl or .csv list of pictures "
@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, load: Callable[[str], tuple]) -> tuple[int, list[str]]:
     """Measure, print, write and draw; returns how many inputs there were, and why some of them can't be used.
 
-    load: gives a model and its preprocessing. EvaluationError for options that make no sense, and for missing data.
+    load: gives a model and its preprocessing. DataError for options that make no sense, and for missing data.
     """
     models = list(dict.fromkeys(options.model or ["ViT-B/32"]))
     tasks = options.task or _default_tasks(options)
@@ -92,17 +92,17 @@ def _default_tasks(options: argparse.Namespace) -> list[str]:
 
 
 def _check(options: argparse.Namespace, models: list[str], tasks: list[str]) -> None:
-    """EvaluationError, before any work, for what could only fail after it."""
+    """DataError, before any work, for what could only fail after it."""
     if options.limit is not None and options.limit < 1:
-        raise EvaluationError(f"--limit is {options.limit}; expected a number of pictures from 1")
+        raise DataError(f"--limit is {options.limit}; expected a number of pictures from 1")
     if options.plot and len(models) > 1:
-        raise EvaluationError("--plot draws one model's answers; --out DIR draws those of several")
+        raise DataError("--plot draws one model's answers; --out DIR draws those of several")
     if options.plot and "zero-shot" not in tasks:
-        raise EvaluationError("--plot draws the answers of zero-shot, which --task leaves out")
+        raise DataError("--plot draws the answers of zero-shot, which --task leaves out")
     if options.train and not set(tasks) & set(PROBES):
-        raise EvaluationError(f"--train is for --task {' and '.join(PROBES)}; leave it out, or ask for one")
+        raise DataError(f"--train is for --task {' and '.join(PROBES)}; leave it out, or ask for one")
     if set(tasks) & set(PROBES) and find_spec("sklearn") is None:
-        raise EvaluationError('a probe needs scikit-learn: pip install "miniclip[probe]"')
+        raise DataError('a probe needs scikit-learn: pip install "miniclip[probe]"')
     if options.out:
         make_folder(options.out)
 
@@ -130,7 +130,7 @@ def _named(examples: list[Example], options: argparse.Namespace) -> list[Example
         return examples
     without = next((example for example in examples if example.category is None), None)
     if without:
-        raise EvaluationError(f"{without.title} has no category; --by category needs one for each picture")
+        raise DataError(f"{without.title} has no category; --by category needs one for each picture")
     return [replace(example, captions=(example.category,)) for example in examples]
 
 
@@ -140,7 +140,7 @@ def _halves(examples: list[Example], seed: int) -> tuple[list[Example], list[Exa
     targets = torch.tensor([number[example.captions[0]] for example in examples])
     test, train = split(targets, TRAINING_SHARE, seed)
     if not len(train):
-        raise EvaluationError("every class has one picture, so none is left to learn from; name others with --train")
+        raise DataError("every class has one picture, so none is left to learn from; name others with --train")
     return [examples[i] for i in test], [examples[i] for i in train]
 
 
@@ -160,10 +160,10 @@ def _write(results: dict[str, dict], output: dict, examples: list[Example], opti
 
 
 def make_folder(out: Path) -> None:
-    """The one that --out names. EvaluationError, before the work and not after it, if nothing can be drawn into it."""
+    """The one that --out names. DataError, before the work and not after it, if nothing can be drawn into it."""
     if find_spec("matplotlib") is None:
-        raise EvaluationError('--out also draws, for which it needs matplotlib: pip install "miniclip[plot]"')
+        raise DataError('--out also draws, for which it needs matplotlib: pip install "miniclip[plot]"')
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise EvaluationError(f"--out is {out}; expected a folder, or where one can be made: {error}") from None
+        raise DataError(f"--out is {out}; expected a folder, or where one can be made: {error}") from None

@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from miniclip.data.lists import Example
 from miniclip.evaluation.features import on_background
 from miniclip.evaluation.statistics import confusion_matrix, most_confused
 from miniclip.preprocess import open_image
-from miniclip.training.data import Example
 
 WRONG = "firebrick"
 READABLE = 30  # classes that a matrix shows with their names

@@ -16,9 +16,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from miniclip.data.lists import DataError
+from miniclip.data.seeds import generator
 from miniclip.evaluation.statistics import bootstrap, class_recall
-from miniclip.evaluation.zero_shot import EvaluationError
-from miniclip.training.data import generator
 
 SHOTS = (1, 2, 4, 8, 16)
 LOWEST, HIGHEST = -6, 6  # log10 of C, the inverse strength
@@ -42,7 +42,7 @@ def linear_probe(
     """
     learn, check = split(train_targets, VALIDATION_SHARE, seed)
     if not len(check):
-        raise EvaluationError("a probe needs three or more training pictures of a class, to choose its penalty on some")
+        raise DataError("a probe needs three or more training pictures of a class, to choose its penalty on some")
 
     def accuracy(exponent: float) -> float:
         predicted = _fit(train[learn], train_targets[learn], train[check], exponent)
@@ -143,9 +143,9 @@ def _fit(x: Tensor, y: Tensor, test: Tensor, exponent: float) -> Tensor:
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.linear_model import LogisticRegression
     except ImportError as error:
-        raise EvaluationError('a probe needs scikit-learn: pip install "miniclip[probe]"') from error
+        raise DataError('a probe needs scikit-learn: pip install "miniclip[probe]"') from error
     if len(y.unique()) < 2:
-        raise EvaluationError("a probe needs training pictures of two classes or more")
+        raise DataError("a probe needs training pictures of two classes or more")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # the paper stops at as many iterations too
         probe = LogisticRegression(C=10**exponent, max_iter=MAX_ITERATIONS).fit(x.numpy(), y.numpy())

@@ -9,22 +9,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from miniclip.data.datasets import class_names
+from miniclip.data.lists import DataError, Example
 from miniclip.embed import embed_texts
-from miniclip.evaluation.datasets import class_names
 from miniclip.evaluation.features import embed_examples
 from miniclip.evaluation.probe import few_shot, linear_probe
 from miniclip.evaluation.retrieval import recall
 from miniclip.evaluation.statistics import bootstrap, class_recall, confusion_matrix, most_confused
-from miniclip.evaluation.zero_shot import (
-    EvaluationError,
-    classify,
-    confidences,
-    expand_templates,
-    shares,
-    zero_shot_weights,
-)
 from miniclip.models import CLIP
-from miniclip.training.data import Example
+from miniclip.zero_shot import classify, confidences, expand_templates, shares, zero_shot_weights
 
 TASKS = ("zero-shot", "retrieval")
 PROBES = ("linear-probe", "few-shot")  # which need pictures to learn from
@@ -62,14 +55,14 @@ def evaluate(
                              recall@1, recall@5 and recall@10 in 0..1
         linear_probe, few_shot   see `probe.py`
 
-    EvaluationError if no picture can be used, or a prompt can't.
+    DataError if no picture can be used, or a prompt can't.
     """
     classes = class_names(examples) if classes is None else list(dict.fromkeys(classes))
     number = {name: i for i, name in enumerate(classes)}
     kept = [example for example in examples if example.captions[0] in number]
     left_out = len(examples) - len(kept)
     if not kept:
-        raise EvaluationError(f"none of the {len(examples)} pictures has a name among the {len(classes)} classes")
+        raise DataError(f"none of the {len(examples)} pictures has a name among the {len(classes)} classes")
     # Before the pictures, which take longer, so that a bad template is known at once.
     weights = zero_shot_weights(model, classes, templates, cache) if "zero-shot" in tasks else None
 
@@ -90,7 +83,7 @@ def evaluate(
     if set(tasks) & set(PROBES):
         known = [example for example in train if example.captions[0] in number]
         if not known:
-            raise EvaluationError(f"a probe has {len(train)} pictures to learn from, none of them of a known class")
+            raise DataError(f"a probe has {len(train)} pictures to learn from, none of them of a known class")
         learnt, learnt_targets, _, faults = embed(known)
         result["rejected"] += faults
         if "linear-probe" in tasks:
@@ -158,7 +151,7 @@ def _retrieval(model: CLIP, images: Tensor, examples: list[Example]) -> tuple[di
             owners += [len(described)] * len(captions)
             described.append(i)
     if not described:
-        raise EvaluationError(f"none of the {len(distinct)} captions can be encoded; the first: {faults[0]}")
+        raise DataError(f"none of the {len(distinct)} captions can be encoded; the first: {faults[0]}")
     image_to_text, text_to_image = recall(images[described], texts[rows], torch.tensor(owners))
     figures = {
         "captions": len(rows),

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from miniclip.evaluation.zero_shot import CHUNK_SCORES, ranks, shares
+from miniclip.zero_shot import CHUNK_SCORES, ranks, shares
 
 
 def recall(

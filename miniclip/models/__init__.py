@@ -1,7 +1,4 @@
-"""The towers and CLIP over them. Read transformer.py, vit.py, resnet.py, text.py, then clip.py.
-
-mobileclip.py is an annex.
-"""
+"""The towers, and CLIP, which has one of each. Read transformer.py, vit.py, resnet.py, text.py, then clip.py."""
 
 from miniclip.models.clip import CLIP, convert_weights, set_backend
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from miniclip import ops
-from miniclip.config import CLIPConfig, ViTConfig
+from miniclip.config import CLIPConfig, ResNetConfig, VisionConfig, ViTConfig
 from miniclip.kernels.dispatch import check_backend
-from miniclip.models import inference
 from miniclip.models.resnet import ModifiedResNet
 from miniclip.models.text import TextTransformer
 from miniclip.models.transformer import Attention
@@ -22,19 +22,25 @@ class CLIP(TextTransformer):
 
     There the text tower's tensors stand at the top level, beside `visual.*` and `logit_scale`. That is why CLIP *is* a
     TextTransformer that has an image tower, rather than having both.
+
+    A family with other image towers is a subclass, with `towers` of its own.
     """
+
+    towers: ClassVar[dict[type[VisionConfig], type[nn.Module]]] = {
+        ViTConfig: VisionTransformer,
+        ResNetConfig: ModifiedResNet,
+    }
 
     def __init__(self, config: CLIPConfig):
         super().__init__(config.text, config.embed_dim)
         self.config = config
-        tower = VisionTransformer if isinstance(config.vision, ViTConfig) else ModifiedResNet
-        self.visual = tower(config.vision, config.embed_dim)
+        self.visual = self.towers[type(config.vision)](config.vision, config.embed_dim)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # the logarithm of the temperature's inverse
 
     @property
     def dtype(self) -> torch.dtype:
         """What the towers compute in, and return."""
-        return self.visual.conv1.weight.dtype
+        return self.text_projection.dtype
 
     def encode_image(self, image: Tensor, normalize: bool = False) -> Tensor:
         """Embed pixels.
@@ -48,13 +54,11 @@ class CLIP(TextTransformer):
                 f"image is {image.dtype} {list(image.shape)}; expected float pixels [N, 3, {size}, {size}]: "
                 "stack what preprocess() returns for each picture"
             )
-        image = image.to(self.dtype)
-        embedding = self._image_embedding(image)
+        embedding = self.image_embedding(image.to(self.dtype))
         return ops.normalize(embedding) if normalize else embedding
 
-    def _image_embedding(self, image: Tensor) -> Tensor:
-        if self.fast and inference.applies(image, self.visual):
-            return inference.image_embedding(self.visual, image)
+    def image_embedding(self, image: Tensor) -> Tensor:
+        """What `encode_image` computes after its checks: pixels in the model's dtype -> [N, E], of any length."""
         return self.visual(image)
 
     def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
@@ -84,9 +88,9 @@ def convert_weights(model: CLIP, dtype: torch.dtype) -> CLIP:
             elif isinstance(module, Attention):
                 module.in_proj_weight.data = module.in_proj_weight.data.to(dtype)
                 module.in_proj_bias.data = module.in_proj_bias.data.to(dtype)
-        model.text_projection.data = model.text_projection.data.to(dtype)
-        if isinstance(model.visual, VisionTransformer):
-            model.visual.proj.data = model.visual.proj.data.to(dtype)
+        for projection in (model.text_projection, getattr(model.visual, "proj", None)):
+            if isinstance(projection, nn.Parameter):  # some towers end in a linear layer instead
+                projection.data = projection.data.to(dtype)
     return model
 
 

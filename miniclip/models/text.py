@@ -7,14 +7,11 @@ from torch import Tensor, nn
 
 from miniclip import ops
 from miniclip.config import TextConfig
-from miniclip.models import inference
 from miniclip.models.transformer import LayerNorm, Transformer
 
 
 class TextTransformer(nn.Module):
     """Token ids [N, L] -> text embeddings [N, E]."""
-
-    fast = True  # whether encode_text and encode_image take the forms of inference.py, where these apply
 
     def __init__(self, config: TextConfig, embed_dim: int):
         super().__init__()
@@ -51,19 +48,16 @@ class TextTransformer(nn.Module):
                 f"text is {text.dtype} {list(text.shape)}; expected integer token ids [N, L] with L <= "
                 f"{self.context_length}: what tokenize() returns"
             )
-        parts = (self.token_embedding, self.transformer, self.ln_final)
-        if self.fast and self.transformer.causal and inference.applies(text, *parts):
-            embedding = inference.text_embedding(self, text)
-        else:
-            embedding = self._text_embedding(text)
+        embedding = self.text_embedding(text)
         return ops.normalize(embedding) if normalize else embedding
 
-    def _text_embedding(self, text: Tensor) -> Tensor:
+    def text_embedding(self, text: Tensor) -> Tensor:
+        """What `encode_text` computes after its checks: ids [N, L] -> [N, E], of any length."""
         dtype = self.text_projection.dtype
         x = self.token_embedding(text).to(dtype)
         x = x + self.positional_embedding[: text.shape[1]].to(dtype)
         x = self.ln_final(self.transformer(x))
-        # The end token speaks for the text. It has the largest id of all; should the text itself hold one, the first
-        # counts. What follows it is padding and has no influence, because no token sees a later one.
+        # The output at the end-of-text token is pooled. Its id is the largest in the vocabulary; argmax takes its first
+        # occurrence. The padding after it has no influence, because attention is causal.
         end = text.argmax(dim=-1)
         return x[torch.arange(x.shape[0], device=x.device), end] @ self.text_projection

@@ -42,6 +42,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from miniclip.errors import MiniclipError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -52,7 +54,7 @@ SHARD_NAME = re.compile(r"(\d{9})-(\d{9})\.safetensors")
 ATTEMPTS = 5  # to read an index that another process is merging
 
 
-class SearchError(ValueError):
+class SearchError(MiniclipError, ValueError):
     """An index, a folder or a query that can't be used; the message says what to do."""
 
 

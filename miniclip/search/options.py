@@ -49,7 +49,7 @@ def run_index(options: argparse.Namespace, dtype: object) -> int:
 
         approximate.check_installed()
     if "RANK" in os.environ:  # started by torchrun
-        from miniclip.training.distributed import setup
+        from miniclip.parallel import setup
 
         options.device = setup(options.device and options.device.type)
     try:

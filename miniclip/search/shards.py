@@ -37,7 +37,7 @@ class Rows:
     def write(self, directory: Path, first: int, last: int) -> None:
         import torch
 
-        from miniclip.weights.convert import save_tensors
+        from miniclip.io import save_tensors
 
         table = torch.frombuffer(bytearray(json.dumps(self.paths), "ascii"), dtype=torch.uint8)
         tensors = {"embeddings": self.embeddings, "paths": table, "stats": self.stats, "hashes": self.hashes}

@@ -146,7 +146,7 @@ def describe(model: str, activation: str | None) -> Settings:
     The fingerprint is of all that image embeddings depend on: the tower's config, the preprocessing, and every weight,
     as float32, so that it does not depend on a file's format. The text tower may be trained further.
     """
-    from miniclip.weights.load import open_checkpoint
+    from miniclip.loading import open_checkpoint
 
     config, tensors = open_checkpoint(model, activation=activation)
     digest = hashlib.sha256(repr((config.vision, config.preprocess)).encode())
@@ -195,7 +195,7 @@ def _encode(directory: Path, job: _Job, device, dtype, batch_size: int, workers:
     import torch
 
     from miniclip.embed import stream_images
-    from miniclip.weights import load
+    from miniclip.loading import load
 
     model, preprocess = load(job.settings.model, device, dtype=dtype, activation=job.settings.activation)
     files = _Hashed([path for path, _ in job.todo])

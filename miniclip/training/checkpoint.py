@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors.torch import save
 
+from miniclip.io import write_atomically
 from miniclip.models import CLIP
-
-
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a file beside `path`, see it safely on the disk, and only then give it the name `path`."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+from miniclip.save import save_checkpoint as save_model
 
 
 def save_checkpoint(state: dict, path: Path) -> None:
@@ -35,6 +22,5 @@ def load_checkpoint(path: Path) -> dict:
 
 
 def export_weights(model: CLIP, path: Path) -> None:
-    """Write the weights alone, float32 safetensors under OpenAI's names, as `load()` reads them."""
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    write_atomically(path, lambda file: file.write_bytes(save(state)))
+    """Write the weights alone, float32 safetensors under the names and with the config that `load()` reads."""
+    save_model(model.config, {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}, path)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from miniclip.errors import MiniclipError
 from miniclip.models import CLIP
 
 
-class TrainingDivergedError(ArithmeticError):
+class TrainingDivergedError(MiniclipError, ArithmeticError):
     """The loss or the gradient is no longer a finite number."""
 
     def __init__(self, step: int, loss: float, norm: float, cause: str):

@@ -15,11 +15,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 
+from miniclip.data.lists import read_examples
+from miniclip.io import write_atomically
+from miniclip.loading import load
 from miniclip.models import CLIP
+from miniclip.save import config_metadata
 from miniclip.tokenizer import tokenize
-from miniclip.training.checkpoint import write_atomically
-from miniclip.training.data import read_examples
-from miniclip.weights.load import load
 
 
 @torch.no_grad()
@@ -36,7 +37,8 @@ def forget_unused_tokens(model: CLIP, texts: list[str]) -> int:
 def export_embedded(model: CLIP, path: Path) -> None:
     """Write the weights as float16 safetensors, compressed; the same weights give the same bytes."""
     half = {name: x.half().contiguous() if x.is_floating_point() else x for name, x in model.state_dict().items()}
-    write_atomically(path, lambda file: file.write_bytes(gzip.compress(save(half), mtime=0)))
+    data = gzip.compress(save(half, config_metadata(model.config)), mtime=0)
+    write_atomically(path, lambda file: file.write_bytes(data))
 
 
 def main(weights: str, pictures: str, output: str, *templates: str) -> None:

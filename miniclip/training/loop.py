@@ -16,17 +16,19 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from miniclip.data.batches import Batch, Epochs, Pictures, choose_captions
+from miniclip.data.seeds import generator
+from miniclip.data.shards import Shards
 from miniclip.models import CLIP
+from miniclip.parallel import is_main, rank, world_size
 from miniclip.training import augment
 from miniclip.training.checkpoint import export_weights, load_checkpoint, save_checkpoint
-from miniclip.training.data import Batch, Epochs, Pictures, choose_captions, generator
-from miniclip.training.distributed import is_main, rank, sharded_contrastive_loss, world_size
+from miniclip.training.distributed import sharded_contrastive_loss
 from miniclip.training.diverged import TrainingDivergedError, explain
 from miniclip.training.loss import Embedder, cached_backward, chunked_contrastive_loss, clamp_logit_scale
 from miniclip.training.optim import build_optimizer, freeze, learning_rate, training_mode
 from miniclip.training.options import TrainOptions
 from miniclip.training.report import Reporter
-from miniclip.training.shards import Shards
 from miniclip.training.validate import tokenize_short, validate
 from miniclip.training.whiten import whiten_patches
 

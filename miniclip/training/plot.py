@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from miniclip.training.checkpoint import write_atomically
+from miniclip.io import write_atomically
 
 
 def read_log(path: Path) -> list[dict]:

@@ -16,20 +16,25 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from miniclip.config import CLIPConfig
+from miniclip.config import CLIPConfig, to_json
+from miniclip.data import cifar
+from miniclip.data.batches import Epochs, Pictures
+from miniclip.data.lists import existing, read_examples
+from miniclip.data.shards import Shards
+from miniclip.data.synthetic import KINDS, create_synthetic
+from miniclip.io import write_json
+from miniclip.loading import load
+from miniclip.loading import new_model as untrained
 from miniclip.models import CLIP
-from miniclip.training import cifar, distributed
+from miniclip.training import distributed
 from miniclip.training.augment import AUGMENTATIONS
-from miniclip.training.data import Epochs, Pictures, existing, read_examples
 from miniclip.training.fast import checkpoint_activations, convolve_channels_last, fuse_quick_gelu
 from miniclip.training.loop import Trainer
 from miniclip.training.options import TrainOptions, add_arguments, options_from
 from miniclip.training.plot import plot
 from miniclip.training.report import Reporter
-from miniclip.training.shards import Shards
-from miniclip.training.sizes import model_config, save_config
-from miniclip.training.synthetic import KINDS, create_synthetic
-from miniclip.weights.load import load
+from miniclip.training.sizes import model_config
+from miniclip.weights.files import CONFIG_FILE
 
 __all__ = ["TrainOptions", "add_arguments", "options_from", "train"]
 
@@ -74,7 +79,7 @@ def _train(options: TrainOptions, device: torch.device) -> CLIP:
     trainer = Trainer(model, source, val, total, options)
     trainer.resume()
     if distributed.is_main():
-        save_config(model.config, output / "config.json")
+        write_json(output / CONFIG_FILE, to_json(model.config))
         parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
         report.say(f"{parameters:,} parameters to train for {total:,} steps of {options.batch_size} pairs, on {device}")
     trainer.run()
@@ -139,7 +144,7 @@ def new_model(options: TrainOptions) -> CLIP:
     if options.start_from:
         model, _ = load(options.start_from, device="cpu", dtype=torch.float32)
     else:
-        model = CLIP(model_config(options.model_size or "tiny"))
+        model = untrained(model_config(options.model_size or "tiny"))
     if options.text_from:
         copy_text_tower(options.text_from, model)
     fuse_quick_gelu(model)

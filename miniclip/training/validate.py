@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from miniclip.evaluation.zero_shot import topk_accuracy
+from miniclip.data.batches import Pictures
 from miniclip.models import CLIP
 from miniclip.tokenizer import tokenize
 from miniclip.training import augment
-from miniclip.training.data import Pictures
 from miniclip.training.loss import contrastive_loss
+from miniclip.zero_shot import topk_accuracy
 
 
 @dataclass(frozen=True)

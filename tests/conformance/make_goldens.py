@@ -20,13 +20,14 @@ from miniclip import load, preprocess
 from miniclip.config import MODELS, CLIPConfig
 from miniclip.conformance.files import save_trace, without_padding
 from miniclip.conformance.rules import utf8
-from miniclip.conformance.stages import stages
 from miniclip.conformance.trace import trace
+from miniclip.loading import blank_model, open_checkpoint
+from miniclip.openai.stages import stages
 from miniclip.tokenizer import tokenize
-from miniclip.weights.load import EMBEDDED, blank_model, open_checkpoint
 from miniclip.weights.names import LAYOUTS, TRANSPOSE
 
 HERE = Path(__file__).parent
+TINY = ("tiny-ViT", "tiny-RN")
 GOLDENS, IMAGES = HERE / "goldens", HERE / "images"
 DRAWINGS = HERE.parents[1] / "examples" / "images"
 MOST_BYTES = 10_000_000
@@ -124,7 +125,7 @@ def size_case(size: tuple[int, int], image_size: int) -> dict:
 
 def models() -> dict:
     """The config of every model; tensors and stages of some; the tables of names in other formats."""
-    tiny = {name: open_checkpoint(name)[0] for name in EMBEDDED}
+    tiny = {name: open_checkpoint(name)[0] for name in TINY}
     described = tiny | {name: MODELS[name] for name in ("ViT-B/32", "RN50")}
     return {
         "configs": {name: asdict(config) for name, config in (MODELS | tiny).items()},
@@ -159,7 +160,7 @@ if __name__ == "__main__":
     IMAGES.mkdir(exist_ok=True)
     for case, image in pictures().items():
         image.save(IMAGES / f"{case}.png")
-    for name in EMBEDDED:
+    for name in TINY:
         write_traces(name, GOLDENS / name)
     (HERE / "cases.json").write_text(as_json(cases()))
     (HERE / "models.json").write_text(as_json(models()))

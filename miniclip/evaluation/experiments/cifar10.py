@@ -9,10 +9,10 @@ A model that knows other pictures, as the embedded ones do, is near chance here,
 
 from __future__ import annotations
 
+from miniclip.data.templates import CIFAR_18
 from miniclip.evaluation.experiments import strategies
 from miniclip.evaluation.experiments.common import Study, each_template, ensemble
 from miniclip.evaluation.experiments.strategies import table
-from miniclip.evaluation.prompts import CIFAR_18
 
 __all__ = ["draw", "measure", "table"]
 

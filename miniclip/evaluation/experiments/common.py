@@ -13,12 +13,12 @@ from PIL import Image
 from torch import Tensor
 
 from miniclip import ops
-from miniclip.evaluation.datasets import class_names
+from miniclip.data.datasets import class_names
+from miniclip.data.lists import Example
 from miniclip.evaluation.features import embed_examples, on_background
-from miniclip.evaluation.zero_shot import zero_shot_weights
 from miniclip.models import CLIP
 from miniclip.preprocess import open_image
-from miniclip.training.data import Example
+from miniclip.zero_shot import zero_shot_weights
 
 Z = 1.959964  # standard deviations on either side of the middle hold 95% of a normal distribution
 
@@ -52,7 +52,7 @@ def embed_study(
 ) -> Study:
     """Embed a data set's pictures, or `limit` of them that `seed` chooses; the classes are those of all examples.
 
-    background: see `embed_examples`. EvaluationError if no picture can be read.
+    background: see `embed_examples`. DataError if no picture can be read.
     """
     classes = sorted(class_names(examples))
     number = {name: i for i, name in enumerate(classes)}

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from miniclip.evaluation.experiments.common import Study, columns
-from miniclip.evaluation.zero_shot import zero_shot_weights
+from miniclip.zero_shot import zero_shot_weights
 
 DRAWN = 1000  # pictures, and texts, that are drawn and whose cosines make the histograms, at most
 BINS = 80

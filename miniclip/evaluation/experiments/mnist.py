@@ -11,10 +11,10 @@ it.
 
 from __future__ import annotations
 
+from miniclip.data.lists import DataError
 from miniclip.evaluation.experiments import strategies
 from miniclip.evaluation.experiments.common import Study, each_template, ensemble
 from miniclip.evaluation.experiments.strategies import table
-from miniclip.evaluation.zero_shot import EvaluationError
 
 __all__ = ["draw", "measure", "table"]
 
@@ -52,7 +52,7 @@ def _digit(name: str) -> int:
     for digit, word in enumerate(WORDS):
         if name.strip().lower() in (str(digit), word, f"{digit} - {word}"):
             return digit
-    raise EvaluationError(f"the class {name!r} is no digit; expected 0 to 9, or zero to nine: is --data MNIST?")
+    raise DataError(f"the class {name!r} is no digit; expected 0 to 9, or zero to nine: is --data MNIST?")
 
 
 def draw(result: dict, study: Study):

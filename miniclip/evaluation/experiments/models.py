@@ -22,20 +22,19 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from miniclip.config import MODELS, CLIPConfig, ResNetConfig, ViTConfig
-from miniclip.config_mobileclip import MOBILECLIP
+from miniclip.config import CLIPConfig, ResNetConfig, ViTConfig
 from miniclip.evaluation.experiments.common import columns, plain_ticks
+from miniclip.loading import blank_model, named_models, open_checkpoint
 from miniclip.models import CLIP, convert_weights
-from miniclip.weights.load import EMBEDDED, blank_model, open_checkpoint
 
 Counted = dict[tuple, int]  # FLOPs by what decides them
 
 
 def measure(file: str | None = None) -> dict:
     """Every model that can be loaded by name, and the one in `file`, from the least arithmetic on; ready for JSON."""
-    configs = [(name, "OpenAI", config) for name, config in MODELS.items()]
-    configs += [(name, "MobileCLIP", config) for name, config in MOBILECLIP.items()]
-    configs += [(name, "embedded", open_checkpoint(name)[0]) for name in EMBEDDED]
+    configs = [
+        (name, model.config.family if model.url else "embedded", model.config) for name, model in named_models().items()
+    ]
     if file is not None:
         configs.append((file, "file", open_checkpoint(file)[0]))
     counted: Counted = {}
@@ -50,7 +49,6 @@ def describe(config: CLIPConfig, counted: Counted | None = None) -> dict:
     counted: FLOPs of towers that were met before, and where those of this one go.
     """
     model = blank_model(config, torch.float32).eval()
-    model.fast = False
     image, total = _parameters(model.visual), _parameters(model)
     image_flops, text_flops = _flops(model, {} if counted is None else counted)
     return {

@@ -14,11 +14,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
-from miniclip.evaluation.datasets import read_dataset
+from miniclip.data.datasets import read_dataset
+from miniclip.data.lists import DataError
 from miniclip.evaluation.experiments.common import Study, embed_study
 from miniclip.evaluation.options import make_folder
-from miniclip.evaluation.zero_shot import EvaluationError
-from miniclip.training.checkpoint import write_atomically
+from miniclip.io import write_atomically
 
 
 class Experiment(NamedTuple):
@@ -66,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, load: Callable[[], tuple]) -> tuple[int, list[str]]:
     """Measure, print and write; returns how many pictures there were, and why some can't be used.
 
-    load: gives the model and its preprocessing, if they are needed. EvaluationError for options that make no sense, and
+    load: gives the model and its preprocessing, if they are needed. DataError for options that make no sense, and
     for data that is missing.
     """
     check_options(options)
@@ -93,13 +93,13 @@ def run(options: argparse.Namespace, load: Callable[[], tuple]) -> tuple[int, li
 
 
 def check_options(options: argparse.Namespace) -> None:
-    """EvaluationError for what the experiment does not know, or can't do."""
+    """DataError for what the experiment does not know, or can't do."""
     takes = EXPERIMENTS[options.name].takes
     for option in dict.fromkeys(name for experiment in EXPERIMENTS.values() for name in experiment.takes):
         if getattr(options, option) not in (None, False) and option not in takes:
-            raise EvaluationError(f"{options.name} takes no --{option.replace('_', '-')}: leave it out")
+            raise DataError(f"{options.name} takes no --{option.replace('_', '-')}: leave it out")
     if options.limit is not None and options.limit < 1:
-        raise EvaluationError(f"--limit is {options.limit}; expected a number of pictures from 1")
+        raise DataError(f"--limit is {options.limit}; expected a number of pictures from 1")
     if options.out:
         make_folder(options.out)
 
@@ -121,7 +121,7 @@ def _measure(module: ModuleType, study: Study, options: argparse.Namespace) -> d
 
 def _file(model: str) -> str | None:
     """What --model names, if it is not one of those that are listed anyway."""
-    from miniclip.weights import available_models
+    from miniclip.loading import available_models
 
     return None if model in available_models() else str(model)
 

@@ -16,10 +16,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from miniclip.data.templates import TEMPLATES
 from miniclip.evaluation.experiments.common import Study, columns, each_template, ensemble, percent, share
-from miniclip.evaluation.prompts import TEMPLATES
 from miniclip.evaluation.statistics import bootstrap
-from miniclip.evaluation.zero_shot import classify, expand_templates
+from miniclip.zero_shot import classify, expand_templates
 
 
 def measure(study: Study, templates: Sequence[str] = ("pictograms", "cifar", "imagenet-7"), seed: int = 0) -> dict:

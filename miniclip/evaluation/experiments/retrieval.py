@@ -17,10 +17,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from miniclip.data.lists import DataError
 from miniclip.embed import embed_texts
 from miniclip.evaluation.experiments.common import Study, columns, fold, frame, picture_of
 from miniclip.evaluation.retrieval import recall
-from miniclip.evaluation.zero_shot import EvaluationError, zero_shot_weights
+from miniclip.zero_shot import zero_shot_weights
 
 HITS, QUERIES = 8, 6  # pictures of a query, and queries if none are given
 KS = (1, 5, 10)
@@ -33,7 +34,7 @@ def measure(study: Study, templates: Sequence[str] = ("{}",), queries: Sequence[
     if queries:
         texts, too_long = embed_texts(study.model, asked)
         if too_long:
-            raise EvaluationError("; ".join(too_long.values()))
+            raise DataError("; ".join(too_long.values()))
     else:
         texts = weights.T[[study.classes.index(name) for name in asked]]
     searches = [_search(study, query, text) for query, text in zip(asked, texts, strict=True)]

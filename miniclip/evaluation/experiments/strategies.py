@@ -9,7 +9,7 @@ from torch import Tensor
 
 from miniclip.evaluation.experiments.common import Study, columns, fold, percent, share
 from miniclip.evaluation.statistics import confusion_matrix
-from miniclip.evaluation.zero_shot import classify
+from miniclip.zero_shot import classify
 
 
 def compare(study: Study, strategies: Mapping[str, Tensor], published: Mapping[str, float]) -> dict:

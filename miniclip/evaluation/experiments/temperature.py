@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from miniclip.evaluation.experiments.common import Study, columns, fold, picture_of, plain_ticks
-from miniclip.evaluation.zero_shot import zero_shot_weights
+from miniclip.zero_shot import zero_shot_weights
 
 SCALES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 BINS = 15

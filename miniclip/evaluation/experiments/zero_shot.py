@@ -29,7 +29,7 @@ from miniclip.evaluation.experiments.common import (
     plain_ticks,
     share,
 )
-from miniclip.evaluation.zero_shot import classify, expand_templates, shares, zero_shot_weights
+from miniclip.zero_shot import classify, expand_templates, shares, zero_shot_weights
 
 SHOWN = 5  # names below each picture
 DRAWN = 4  # right answers, and as many wrong ones

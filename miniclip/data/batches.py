@@ -1,0 +1,157 @@
+"""Batches of pictures with captions, in an order that (seed, epoch) decides, and their pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from miniclip.data.lists import Example
+from miniclip.data.seeds import generator
+from miniclip.preprocess import ImageError, center_crop, open_image, resize
+
+CACHE_BYTES = 2 * 2**30  # decoded pictures are kept in memory where all of them fit into this
+
+
+@dataclass(frozen=True)
+class Batch:
+    """pixels: uint8 [N, 4, S, S], RGB and opacity, not yet augmented; captions: those of each picture;
+    problems: a line for each picture that could not be read, and was replaced by the next one of the list."""
+
+    pixels: Tensor
+    captions: list[tuple[str, ...]]
+    problems: list[str]
+
+
+def batch_order(names: list[str], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+    """Split a shuffle of range(len(names)) into full batches that hold each name once, as far as one pass manages.
+
+    Two pictures of one name in a batch would be called each other's negatives. Each picture, in shuffled order, goes
+    to the first batch with room that lacks its name. Pictures left over then fill what room there is, whatever their
+    names; the last, which fill no batch, sit this epoch out.
+    """
+    shuffled = torch.randperm(len(names), generator=generator(seed, "order", epoch)).tolist()
+    batches: list[list[int]] = [[] for _ in range(len(names) // batch_size)]
+    first_open = 0  # batches before this one are full
+    next_batch: dict[str, int] = {}  # the first batch that lacks the name
+    left_over = []
+    for index in shuffled:
+        place = max(first_open, next_batch.get(names[index], 0))
+        while place < len(batches) and len(batches[place]) == batch_size:
+            place += 1
+        if place == len(batches):
+            left_over.append(index)
+            continue
+        batches[place].append(index)
+        next_batch[names[index]] = place + 1
+        while first_open < len(batches) and len(batches[first_open]) == batch_size:
+            first_open += 1
+    rest = iter(left_over)
+    for batch in batches:
+        batch.extend(islice(rest, batch_size - len(batch)))
+    return batches
+
+
+class Pictures(Dataset):
+    """The pixels of examples as uint8 [4, S, S]: RGB and opacity, the shorter side scaled to S, the middle cut out.
+
+    Kept after decoding, if all of them fit into CACHE_BYTES; in shared memory, so that workers profit from each other.
+    pixels: uint8 [N, 4, S, S], where they are known from the beginning.
+    """
+
+    def __init__(self, examples: list[Example], size: int, pixels: Tensor | None = None):
+        self.examples = examples
+        self.size = size
+        self._pixels = pixels
+        self._known = None if pixels is None else torch.ones(len(examples), dtype=torch.bool)
+        if pixels is None and len(examples) * 4 * size**2 <= CACHE_BYTES:
+            self._pixels = torch.empty(len(examples), 4, size, size, dtype=torch.uint8).share_memory_()
+            self._known = torch.zeros(len(examples), dtype=torch.bool).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int, list[str]]:
+        """Returns (pixels, the index they are of, problems): the next readable picture, should this one be broken."""
+        problems = []
+        for tried in range(len(self)):
+            actual = (index + tried) % len(self)
+            try:
+                return self._load(actual), actual, problems
+            except ImageError as error:
+                problems.append(str(error))
+        raise ImageError(f"none of the {len(self)} pictures can be read; the first: {problems[0]}")
+
+    def _load(self, index: int) -> Tensor:
+        if self._known is not None and self._known[index]:
+            return self._pixels[index]
+        pixels = to_rgba(open_image(self.examples[index].image), self.size)
+        if self._known is not None:
+            self._pixels[index] = pixels
+            self._known[index] = True
+        return pixels
+
+    def batches(self, order: list[list[int]], workers: int) -> Iterator[Batch]:
+        """Load the batches of `order`, with `workers` processes besides this one."""
+        yield from DataLoader(self, batch_sampler=order, num_workers=workers, collate_fn=self._collate)
+
+    def _collate(self, items: list[tuple[Tensor, int, list[str]]]) -> Batch:
+        pixels, indices, problems = zip(*items, strict=True)
+        captions = [self.examples[index].captions for index in indices]
+        return Batch(torch.stack(pixels), captions, [line for lines in problems for line in lines])
+
+
+class Epochs:
+    """The training batches of `pictures`, epoch after epoch, each shuffled anew; of every batch this rank's part."""
+
+    def __init__(
+        self, pictures: Pictures, batch_size: int, seed: int, workers: int, rank: int = 0, world_size: int = 1
+    ):
+        if len(pictures) < batch_size:
+            raise ValueError(f"{len(pictures)} pictures do not fill a batch of {batch_size}; lower --batch-size")
+        self.pictures, self.batch_size, self.seed, self.workers = pictures, batch_size, seed, workers
+        self.rank, self.world_size = rank, world_size
+        self.steps_per_epoch = len(pictures) // batch_size
+        self._names = [example.captions[0] for example in pictures.examples]
+
+    def batches(self, start: int, stop: int) -> Iterator[Batch]:
+        """The batches of steps start .. stop - 1, counted from the beginning of the run."""
+        while start < stop:
+            epoch, first = divmod(start, self.steps_per_epoch)
+            last = min(self.steps_per_epoch, first + stop - start)
+            order = batch_order(self._names, self.batch_size, self.seed, epoch)[first:last]
+            own = [batch[self.rank :: self.world_size] for batch in order]
+            yield from self.pictures.batches(own, self.workers)
+            start += last - first
+
+
+def to_rgba(image: Image.Image, size: int) -> Tensor:
+    """A picture of any mode -> uint8 [4, size, size], RGB and opacity. Raises ImageError if it can't be resized."""
+    image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    image = center_crop(resize(image, size, "bicubic", "shortest"), size)
+    return torch.from_numpy(np.array(image.convert("RGBA"))).permute(2, 0, 1).contiguous()
+
+
+def choose_captions(
+    captions: list[tuple[str, ...]], templates: Sequence[str], first_share: float, rng: torch.Generator
+) -> list[str]:
+    """One text for each picture: a caption, drawn at random, in a template, drawn at random.
+
+    first_share: how often the first caption is taken without drawing. A caption that the batch has already gives way
+    to the picture's first, which is most often its name: keywords ("fruit") are shared by many pictures.
+    """
+    draws = torch.rand(len(captions), 3, generator=rng).tolist()
+    chosen: list[str] = []
+    seen = {texts[0] for texts in captions}
+    for texts, (first, which, template) in zip(captions, draws, strict=True):
+        text = texts[0] if first < first_share else texts[int(which * len(texts))]
+        text = texts[0] if text in seen else text
+        seen.add(text)
+        chosen.append(templates[int(template * len(templates))].replace("{}", text))
+    return chosen

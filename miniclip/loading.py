@@ -1,0 +1,239 @@
+"""`load`: from a name or a path to a model that is ready to run. `FAMILIES` is the table of all families of models."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from miniclip import mobileclip, openai, weights
+from miniclip.config import CLIPConfig, ConfigError, NamedModel, from_json
+from miniclip.family import Family
+from miniclip.fast import int8
+from miniclip.fast.rates import fastest_dtype
+from miniclip.kernels.dispatch import check_backend
+from miniclip.models import CLIP, convert_weights, set_backend
+from miniclip.preprocess import Preprocess
+from miniclip.weights import huggingface, openclip
+from miniclip.weights.download import download
+from miniclip.weights.errors import CheckpointError
+from miniclip.weights.fields import Fields
+from miniclip.weights.files import CONFIG_FILE, CONFIG_KEY, Checkpoint, read_file
+from miniclip.weights.infer import check_names
+from miniclip.weights.names import shapes_of
+
+FAMILIES: list[Family] = [mobileclip.FAMILY, openai.FAMILY]  # asked in this order; the last one owns what is left
+EMBEDDED = Path(weights.__file__).parent  # the folder of the files that come with the package
+
+# What a directory of miniclip's own, or a run's folder, holds its weights in; the first that is there counts.
+OWN_WEIGHT_FILES = ("model.safetensors", "open_clip_model.safetensors", "best.safetensors", "last.safetensors")
+
+
+def named_models() -> dict[str, NamedModel]:
+    """All models that `load` takes by name: OpenAI's and those that come with the package, then the other families'."""
+    return {name: model for family in reversed(FAMILIES) for name, model in family.models.items()}
+
+
+def available_models() -> list[str]:
+    """The names that `load` takes: OpenAI's nine models, Apple's MobileCLIPs, then what comes with the package."""
+    models = named_models()
+    return sorted(models, key=lambda name: models[name].url is None)
+
+
+def load(
+    name: str | Path,
+    device: str | torch.device | None = None,
+    jit: bool = False,
+    download_root: str | Path | None = None,
+    *,
+    dtype: torch.dtype | str | None = None,
+    backend: str | None = None,
+    activation: str | None = None,
+) -> tuple[CLIP, Preprocess]:
+    """Load a model and the preprocessing that goes with it, as `clip.load` does. Nothing in the file is executed.
+
+    name           one of `available_models()`; or the path of an OpenAI TorchScript archive, of a state dict (.pt,
+                   .pth, .safetensors; also a MobileCLIP's, folded or not), of a Hugging Face or OpenCLIP directory, or
+                   of a training run's folder, whose best checkpoint is taken, or its last if none was validated
+    device         where the model goes; None: CUDA where there is one, else the CPU
+    jit            there only for its position; True is an error
+    download_root  where downloaded files are cached; None: ~/.cache/clip, as openai/CLIP
+    dtype          of weights and embeddings, see `convert_weights`; None: as openai/CLIP float16 on CUDA, else float32;
+                   "auto": the fastest of float32, float16 and bfloat16, as measured now, which it prints; "int8":
+                   float32, but for the largest matrix products on a CPU, see `miniclip.fast.int8`. Half precision
+                   is float32 arithmetic on CPUs that have no other, see `miniclip.fast.half`
+    backend        "torch"; "triton", on CUDA in half precision; None: Triton where it was measured to be faster. See
+                   `miniclip.models.set_backend`, which switches a loaded model
+    activation     "quick_gelu" or "gelu", for a bare file that can't state it; None: quick_gelu, as OpenAI's
+
+    The config of a named model comes from the table, that of a file or directory that states one from there; only a
+    bare file of someone else is inferred from its tensors' shapes. The model is in eval mode and no longer needs the
+    file. Raises CheckpointError if the file is missing, broken, hostile or not a CLIP, or states another activation,
+    DownloadError if it can't be fetched, and ValueError for arguments that make no sense.
+    """
+    if jit:
+        raise ValueError("jit=True: archives are never executed here; call torch.compile(model) on what load() returns")
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(device)
+    if dtype is None:
+        dtype = torch.float16 if device.type == "cuda" else torch.float32
+    elif dtype == "auto":
+        dtype = fastest_dtype(device)
+    in_int8 = dtype == "int8"
+    if in_int8:
+        dtype = torch.float32
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f'dtype is {dtype!r}; expected a torch.dtype, "auto", "int8" or None')
+    check_backend(backend, device, dtype)  # before anything is downloaded
+
+    config, tensors = open_checkpoint(name, download_root, activation)
+    with _naming(name):
+        model = build_model(tensors, config, dtype=dtype, device=device)
+    if in_int8:
+        int8.quantize(model)
+    return set_backend(model, backend), Preprocess(config.preprocess)
+
+
+def build_model(
+    state_dict: Mapping[str, Tensor],
+    config: CLIPConfig | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+) -> CLIP:
+    """A model in eval mode, in its fast form, with a copy of these tensors, which have the model's own names.
+
+    config: None infers it from the shapes, as openai/CLIP's build_model does. Unlike there the result is float32 unless
+    `dtype` says otherwise. Raises CheckpointError that lists every missing, unexpected or misshapen tensor.
+    """
+    if config is None:
+        config, _ = owner_of(state_dict).read(state_dict, None, None)
+    model = blank_model(config, dtype, fast=True)
+    targets = model.state_dict()
+    check_names(shapes_of(targets), shapes_of(state_dict))
+    copies = {}
+    for name, target in targets.items():
+        if name in state_dict:
+            copies[name] = torch.empty(target.shape, dtype=target.dtype, device=device).copy_(state_dict[name])
+        else:  # only counters of batches may be missing
+            copies[name] = torch.zeros(target.shape, dtype=target.dtype, device=device)
+    model.load_state_dict(copies, assign=True)
+    return model.eval()
+
+
+def blank_model(config: CLIPConfig, dtype: torch.dtype, fast: bool = False) -> CLIP:
+    """A model on PyTorch's meta device: shapes and dtypes, without memory or values."""
+    family = family_of(config)
+    with torch.device("meta"), _Uninitialized():
+        return convert_weights((family.fast if fast else family.model)(config), dtype)
+
+
+def new_model(config: CLIPConfig) -> CLIP:
+    """A model of this config with random weights, in its plain form, to be trained."""
+    return family_of(config).model(config)
+
+
+class _Uninitialized(TorchFunctionMode):
+    """Inside it, torch.nn.init does nothing. On meta tensors some of it costs seconds: it imports a compiler."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if getattr(function, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in (kwargs or {}) else args[0]
+        return function(*args, **(kwargs or {}))
+
+
+def family_of(config: CLIPConfig) -> Family:
+    """The family of a config."""
+    return next(family for family in FAMILIES if family.config is type(config))
+
+
+def owner_of(tensors: Mapping[str, Tensor]) -> Family:
+    """The family that recognises the tensor names of a file."""
+    return next(family for family in FAMILIES if family.owns(tensors.keys()))
+
+
+def open_checkpoint(
+    name: str | Path, download_root: str | Path | None = None, activation: str | None = None
+) -> tuple[CLIPConfig, Mapping[str, Tensor]]:
+    """What `load` builds its model from: the config, and the tensors under the model's names, each read when used."""
+    named = named_models().get(str(name))
+    if named is not None:
+        config, path = named.config, find_file(named, download_root)
+    else:
+        path = Path(name).expanduser()
+        if not path.exists():
+            models = ", ".join(available_models())
+            raise CheckpointError(f"{name} is neither a file or directory nor one of the models: {models}")
+        config, path = _open_directory(path) if path.is_dir() else (None, path)
+    with _naming(path):
+        tensors = read_file(path)
+        config = config or _stated_config(tensors, path)
+        if config and activation is not None and config.activations != {activation}:
+            stated = " and ".join(sorted(config.activations))
+            raise CheckpointError(f"the model's config states {stated}, not {activation}: leave activation= out")
+        family = family_of(config) if config else owner_of(tensors)
+        return family.read(tensors, config, activation)
+
+
+def find_file(model: NamedModel, download_root: str | Path | None = None) -> Path:
+    """The file of a named model, downloaded unless it is there."""
+    return EMBEDDED / model.file if model.url is None else download(model, download_root)
+
+
+def _open_directory(folder: Path) -> tuple[CLIPConfig | None, Path]:
+    """The config that a directory states, and its file of weights; None: the file states the config itself."""
+    own = next((folder / name for name in OWN_WEIGHT_FILES if (folder / name).is_file()), None)
+    if (folder / CONFIG_FILE).is_file() and own:
+        return _read_json(folder / CONFIG_FILE), own
+    if (folder / "open_clip_config.json").is_file():
+        readers = [family.read_openclip for family in FAMILIES]
+        return openclip.read_config(folder, readers), openclip.weight_file(folder)
+    if (folder / "config.json").is_file():
+        if own and "vision" in Fields.read(folder / "config.json").values:  # a run's, from before miniclip.json
+            return _read_json(folder / "config.json"), own
+        return huggingface.read_config(folder), huggingface.weight_file(folder)
+    if own:
+        return None, own
+    raise CheckpointError(
+        f"{folder} is a directory without {CONFIG_FILE}, config.json or open_clip_config.json: name a file in it"
+    )
+
+
+def _read_json(path: Path) -> CLIPConfig:
+    return _config(Fields.read(path).values, str(path))
+
+
+def _stated_config(tensors: Checkpoint, path: Path) -> CLIPConfig | None:
+    """The config in the metadata of a file that miniclip wrote."""
+    text = tensors.metadata.get(CONFIG_KEY)
+    if text is None:
+        return None
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: the config in its metadata is no JSON: {error!s:.200}") from None
+    return _config(values, f"{path}: the config in its metadata")
+
+
+def _config(values: object, where: str) -> CLIPConfig:
+    try:
+        return from_json(values, where)
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from None
+
+
+@contextmanager
+def _naming(path: str | Path) -> Iterator[None]:
+    """Let every CheckpointError say which file it is about."""
+    try:
+        yield
+    except CheckpointError as fault:
+        raise CheckpointError(fault if str(path) in str(fault) else f"{path}: {fault}") from None
+    except ConfigError as fault:
+        raise CheckpointError(f"{path}: {fault}") from None

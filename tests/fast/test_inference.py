@@ -1,0 +1,380 @@
+"""The fast forms of the towers against the plain ones, and when they must not be taken."""
+
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conformance.openai_cases import CASES
+from conformance.seeded import image, weights
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from miniclip.fast import half
+from miniclip.fast import towers as inference
+from miniclip.fast.clip import FastCLIP
+from miniclip.models import CLIP, convert_weights
+
+TOLERANCE = 1e-6  # largest difference of unit embeddings, float32
+COSINE = {torch.float16: 0.9999, torch.bfloat16: 0.999}
+
+
+def seeded_model(case: str) -> CLIP:
+    model = FastCLIP(CASES[case]).eval()
+    model.load_state_dict(weights({name: tuple(value.shape) for name, value in model.state_dict().items()}))
+    return model
+
+
+def pixels(model: CLIP, count: int = 3) -> torch.Tensor:
+    return image(count, model.config.vision.image_size)
+
+
+def ids(model: CLIP, lengths: list[int]) -> torch.Tensor:
+    """Texts of these lengths, whose padding holds ids that must not matter."""
+    text = torch.randint(model.vocab_size - 2, (len(lengths), model.context_length))
+    for row, length in zip(text, lengths, strict=True):
+        row[length - 1] = model.vocab_size - 1
+    return text
+
+
+@torch.no_grad()
+def difference(model: CLIP, embed) -> float:
+    """Largest difference of the unit embeddings that `embed(model)` gives in the fast and in the plain form."""
+    found = []
+    for fast in (True, False):
+        model.fast = fast
+        found.append(F.normalize(embed(model).float()))
+    del model.fast
+    assert found[0].isfinite().all()
+    return (found[0] - found[1]).abs().max().item()
+
+
+@pytest.fixture
+def calls(monkeypatch) -> list[str]:
+    """The fast forms that were taken, in order."""
+    taken = []
+    for name in ("image_embedding", "text_embedding"):
+
+        monkeypatch.setattr(inference, name, partial(_spy, taken, name, getattr(inference, name)))
+    return taken
+
+
+def _spy(taken, name, form, *args):
+    taken.append(name)
+    return form(*args)
+
+
+@pytest.fixture(params=[0, 10**6], ids=["addmm", "oneDNN"])
+def products(request, monkeypatch) -> None:
+    """Which library multiplies matrices, of however many rows."""
+    monkeypatch.setattr(inference, "FEW_ROWS", request.param)
+
+
+@pytest.mark.usefixtures("products")
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("case", CASES)
+def test_images_are_embedded_equally(case, count, calls):
+    model = seeded_model(case)
+    assert difference(model, lambda model: model.encode_image(pixels(model, count))) <= TOLERANCE
+    assert calls == ["image_embedding"]
+
+
+@pytest.mark.usefixtures("products")
+@pytest.mark.parametrize("case", CASES)
+def test_texts_are_embedded_equally(case, calls):
+    model = seeded_model(case)
+    longest = model.context_length
+    for lengths in ([longest], [1], [4, 4, 4], [2, longest, 5, 1], [3, 7]):
+        text = ids(model, lengths)
+        assert difference(model, lambda model: model.encode_text(text)) <= TOLERANCE  # noqa: B023, called at once
+    assert calls == ["text_embedding"] * 5
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.integers(1, 13), min_size=1, max_size=6), st.integers(0, 1000))
+def test_texts_of_any_lengths(lengths, seed):
+    model = seeded_model("vit")
+    torch.manual_seed(seed)
+    text = ids(model, lengths)
+    assert difference(model, lambda model: model.encode_text(text)) <= TOLERANCE
+    assert difference(model, lambda model: model.encode_text(text[:, : max(lengths)])) <= TOLERANCE
+
+
+def alike(model: CLIP) -> torch.Tensor:
+    """Texts of 3 to 8 tokens that share 0 to all of them at their beginnings, and one of them later, too."""
+    text = ids(model, [6, 6, 8, 6, 3, 3])
+    text[1, :2], text[2, :5], text[3, :6] = text[0, :2], text[0, :5], text[0, :6]
+    text[1, 2], text[1, 3] = (text[0, 2] + 1) % (model.vocab_size - 2), text[0, 3]
+    return text
+
+
+def test_texts_that_begin_alike():
+    model = seeded_model("vit")
+    text = alike(model)
+    assert difference(model, lambda model: model.encode_text(text)) <= TOLERANCE
+    assert difference(model, lambda model: model.encode_text(text[:1].expand(20, -1))) <= TOLERANCE  # 6 tokens
+
+
+def test_what_begins_alike_is_computed_once():
+    text = torch.tensor([[1, 2, 3, 9, 0], [1, 2, 4, 9, 7], [5, 2, 3, 9, 0], [1, 2, 9, 3, 9], [1, 2, 3, 9, 8]])
+    prefix, first = inference._distinct_prefixes(text, torch.tensor([3, 3, 3, 2, 3]))
+    assert first.tolist() == [0, 10, 1, 11, 2, 7, 17, 12, 3, 8, 13]  # by place, there by what was before
+    assert torch.equal(text.flatten()[first][prefix[:3, :4]], text[:3, :4])
+    assert torch.equal(prefix[0], prefix[4]) and prefix[0, 1] == prefix[1, 1] != prefix[2, 1]
+    assert prefix[3, 2:].tolist() == [6, 6, 6] and prefix[0, 3:].tolist() == [8, 8]  # padding is its text's end
+    prefix, first = inference._distinct_prefixes(text[3:4], torch.tensor([2]))
+    assert prefix.tolist() == [[0, 1, 2, 2, 2]] and first.tolist() == [0, 1, 2]
+
+
+def test_sharing_more_than_what_begins_alike_is_seen(monkeypatch):
+    """Negative control: equal tokens at the same place, whatever was before."""
+
+    def wrong(text, end):
+        found, prefix = torch.unique(torch.arange(text.shape[1]) << 32 | text, return_inverse=True)
+        places = torch.arange(prefix.numel())
+        return prefix, found.new_empty(len(found)).scatter_reduce_(
+            0, prefix.flatten(), places, "amin", include_self=False
+        )
+
+    monkeypatch.setattr(inference, "_distinct_prefixes", wrong)
+    model = seeded_model("vit")
+    text = alike(model)
+    assert difference(model, lambda model: model.encode_text(text)) > 100 * TOLERANCE
+
+
+@pytest.mark.parametrize("case", ["vit", "vit-deep"])
+def test_the_form_for_gpus(case, monkeypatch, calls):
+    """Its arithmetic, on the CPU: there it is slower."""
+
+    def run_blocks(transformer, x, attend, attend_once, pooled):
+        return inference._run_blocks_on_gpu(transformer.resblocks, x, attend, pooled)
+
+    monkeypatch.setattr(inference, "_run_blocks", run_blocks)
+    model = seeded_model(case)
+    assert difference(model, lambda model: model.encode_image(pixels(model))) <= TOLERANCE
+    text = ids(model, [3, 13, 1])
+    assert difference(model, lambda model: model.encode_text(text)) <= TOLERANCE
+    assert len(calls) == 2
+
+
+@pytest.mark.usefixtures("products")
+def test_gelu_too():
+    config = CASES["vit"]
+    transformer = type(config.vision.transformer)(128, 2, 2, 512, activation="gelu")
+    vision = type(config.vision)(config.vision.image_size, config.vision.patch_size, transformer)
+    model = FastCLIP(type(config)(config.embed_dim, vision, config.text, config.preprocess)).eval()
+    assert difference(model, lambda model: model.encode_image(pixels(model))) <= TOLERANCE
+
+
+def test_pixels_may_lie_in_any_order():
+    model = seeded_model("vit")
+    upside_down = pixels(model).flip(2).contiguous(memory_format=torch.channels_last)
+    assert difference(model, lambda model: model.encode_image(upside_down)) <= TOLERANCE
+    assert difference(model, lambda model: model.encode_image(pixels(model).transpose(2, 3))) <= TOLERANCE
+
+
+@torch.no_grad()
+def test_parts_of_a_resnet():
+    model = seeded_model("resnet")
+    tower = model.visual
+    x = torch.randn(2, 3, 20, 20)
+    plain = tower.bn1(tower.conv1(x))
+    torch.testing.assert_close(inference._conv_norm(x, tower.conv1, tower.bn1), plain, atol=1e-6, rtol=1e-5)
+    features = tower.features(pixels(model))
+    torch.testing.assert_close(inference._resnet_features(tower, pixels(model)), features, atol=1e-5, rtol=1e-5)
+    pooled = inference._attention_pool(tower.attnpool, features)
+    torch.testing.assert_close(pooled, tower.attnpool(features), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", COSINE, ids=str)
+@pytest.mark.parametrize("case", CASES)
+@torch.no_grad()
+def test_half_precision_stays_close_to_float32(case, dtype, calls, monkeypatch):
+    """In arithmetic of that precision, emulated or not; float32's is in test_half.py."""
+    monkeypatch.setattr(half, "EMULATED", frozenset())
+    expected, model = seeded_model(case), convert_weights(seeded_model(case), dtype)
+    expected.fast = False
+    text = ids(model, [2, 9, 5])
+    for mine, other in (
+        (model.encode_image(pixels(model)), expected.encode_image(pixels(model))),
+        (model.encode_text(text), expected.encode_text(text)),
+    ):
+        assert mine.dtype == dtype
+        assert F.cosine_similarity(mine.float(), other).min() >= COSINE[dtype]
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize(
+    ("function", "wrong"),
+    [
+        ("silu", lambda x, inplace: torch.nn.functional.gelu(x)),
+        ("layer_norm", lambda x, shape, weight, bias, eps: torch.layer_norm(x, shape, weight, bias, 1e-3)),
+        ("embedding", lambda ids, weight: weight[ids.clamp(max=110)]),
+    ],
+)
+def test_a_wrong_step_is_seen(function, wrong, monkeypatch):
+    """Negative control; the plain form does not use these functions."""
+    model = seeded_model("vit")
+    text = ids(model, [3, 5])
+    plain = model._text_embedding(text)
+    monkeypatch.setattr(model, "_text_embedding", lambda text: plain)
+    monkeypatch.setattr(inference.F, function, wrong)
+    assert difference(model, lambda model: model.encode_text(text)) > 10 * TOLERANCE
+
+
+def test_a_wrong_patch_order_is_seen(monkeypatch):
+    model = seeded_model("vit")
+    monkeypatch.setattr(model.visual, "conv1", model.visual.conv1)
+    right = inference._vit
+    monkeypatch.setattr(inference, "_vit", lambda tower, x: right(tower, x.transpose(2, 3)))
+    assert difference(model, lambda model: model.encode_image(pixels(model))) > 100 * TOLERANCE
+
+
+def test_the_plain_form_is_the_tower(calls):
+    model = seeded_model("vit")
+    model.fast = False
+    with torch.no_grad():
+        assert torch.equal(model.encode_image(pixels(model)), model.visual(pixels(model)))
+        model.encode_text(ids(model, [4]))
+    assert calls == []
+
+
+def hooked(model):
+    model.visual.transformer.resblocks[1].mlp.c_fc.register_forward_hook(lambda *_: None)
+
+
+def pre_hooked(model):
+    model.visual.register_forward_pre_hook(lambda *_: None)
+
+
+def patched(model):
+    attention = model.visual.transformer.resblocks[0].attn
+    attention.forward = attention.forward
+
+
+def replaced(model):
+    class Adapted(torch.nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    model.visual.transformer.resblocks[0].mlp.c_fc = Adapted(128, 512)
+
+
+def without_bias(model):
+    model.visual.transformer.resblocks[0].mlp.c_fc = torch.nn.Linear(128, 512, bias=False).eval()
+
+
+def with_bias(model):
+    model.visual.conv1 = torch.nn.Conv2d(3, 128, 8, 8).eval()
+
+
+def partly_in_training(model):
+    model.visual.ln_pre.train()
+
+
+def reparametrised(model):
+    torch.nn.utils.parametrizations.weight_norm(model.visual.transformer.resblocks[0].mlp.c_fc)
+
+
+CHANGES = [hooked, pre_hooked, patched, replaced, without_bias, with_bias, partly_in_training, reparametrised]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_tower_that_somebody_changed_runs_plainly(change, calls):
+    model = seeded_model("vit")
+    change(model)
+    with torch.no_grad():
+        assert torch.equal(model.encode_image(pixels(model)), model.visual(pixels(model)))
+        model.encode_text(ids(model, [4]))  # the other tower is as it was
+    assert calls == ["text_embedding"]
+
+
+def test_a_patched_class_runs_plainly(calls, monkeypatch):
+    block = inference.ResidualAttentionBlock
+    monkeypatch.setattr(block, "forward", lambda self, x, causal: x)
+    model = seeded_model("vit")
+    with torch.no_grad():
+        model.encode_image(pixels(model))
+    assert calls == []
+
+
+def test_gradients_and_autocast_run_plainly(calls):
+    model = seeded_model("vit")
+    assert model.encode_image(pixels(model)).requires_grad
+    assert model.encode_text(ids(model, [4])).requires_grad
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        model.encode_image(pixels(model))
+    with torch.no_grad():
+        model.train().encode_image(pixels(model))
+        assert model.encode_text(ids(model, [])).shape == (0, 48)
+    assert calls == []
+
+
+def test_a_text_tower_that_is_not_causal_is_not_cut(calls):
+    model = seeded_model("vit")
+    model.transformer.causal = False
+    with torch.no_grad():
+        model.encode_text(ids(model, [4, 6]))
+    assert calls == []
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("case", ["vit", "resnet"])
+def test_edited_weights_count_at_once(case):
+    """However they are edited, also in ways that PyTorch does not keep count of."""
+    model, other = seeded_model(case), seeded_model(case)
+    x = pixels(model)
+    for edited in (
+        lambda: model.visual.conv1.weight.data.mul_(0.5),
+        lambda: model.load_state_dict({k: v * 1.01 for k, v in other.state_dict().items()}),
+        lambda: model.load_state_dict(other.state_dict(), assign=True),
+        lambda: [buffer.data.mul_(1.5) for buffer in model.buffers() if buffer.is_floating_point()],
+        lambda: [setattr(p, "data", p.data * 0.9) for p in model.parameters()],
+    ):
+        before = model.encode_image(x)
+        edited()
+        changed = not torch.equal(model.encode_image(x), before)
+        assert changed or not list(model.buffers())
+        assert difference(model, lambda model: model.encode_image(x)) <= TOLERANCE
+
+
+@pytest.mark.slow  # ten seconds each, on a quiet machine
+@pytest.mark.parametrize("case", ["vit", "resnet"])
+@torch.no_grad()
+def test_export_takes_any_batch(case):
+    """Of the plain form."""
+    model = seeded_model(case)
+    for part, example, longer in (
+        (Images(model), pixels(model, 2), pixels(model, 5)),
+        (Texts(model), ids(model, [3, 5]), ids(model, [1, 9, 7])),
+    ):
+        exported = torch.export.export(part, (example,), dynamic_shapes=({0: torch.export.Dim("n", max=64)},))
+        torch.testing.assert_close(exported.module()(longer), part(longer), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.slow  # the compiler runs: about a minute
+@torch.no_grad()
+def test_compile_has_no_graph_break_and_takes_any_batch():
+    for case in ("vit", "resnet"):
+        model = seeded_model(case)
+        for part, batches in (
+            (Images(model), [pixels(model, 2), pixels(model, 5)]),
+            (Texts(model), [ids(model, [3, 5]), ids(model, [1, 9, 7])]),
+        ):
+            compiled = torch.compile(part, fullgraph=True, dynamic=True)
+            for batch in batches:
+                torch.testing.assert_close(compiled(batch), part(batch), atol=1e-5, rtol=1e-5)
+
+
+class Images(torch.nn.Module):
+    def __init__(self, model: CLIP):
+        super().__init__()
+        self.clip = model
+
+    def forward(self, x):
+        return self.clip.encode_image(x, normalize=True)
+
+
+class Texts(Images):
+    def forward(self, x):
+        return self.clip.encode_text(x, normalize=True)

@@ -1,0 +1,393 @@
+"""The parts of miniclip.training: options, sizes, optimizer, reports, faster modules, files, shapes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import pickle
+import random
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+import torch
+
+from miniclip.config import (
+    MODELS,
+    CLIPConfig,
+    PreprocessConfig,
+    ResNetConfig,
+    TextConfig,
+    ViTConfig,
+    openai_transformer,
+    to_json,
+)
+from miniclip.data.synthetic import COLORS, CORNERS, create_synthetic, draw_shape
+from miniclip.io import write_atomically, write_json
+from miniclip.models import CLIP
+from miniclip.training import fast
+from miniclip.training.checkpoint import export_weights, load_checkpoint, save_checkpoint
+from miniclip.training.diverged import explain
+from miniclip.training.optim import build_optimizer, freeze, layers_above, learning_rate, training_mode
+from miniclip.training.options import TrainOptions, add_arguments, options_from
+from miniclip.training.plot import plot, read_log
+from miniclip.training.report import STUCK_AFTER, Reporter
+from miniclip.training.sizes import SIZES, model_config
+
+TEXT = TextConfig(16, 49408, openai_transformer(64, 2))
+VIT = CLIPConfig(32, ViTConfig(32, 16, openai_transformer(64, 2)), TEXT, PreprocessConfig(32))
+RESNET = CLIPConfig(32, ResNetConfig(32, 8, (1, 1, 1, 1), 4), TEXT, PreprocessConfig(32))
+
+
+def model_and_inputs(config=VIT):
+    torch.manual_seed(0)
+    text = torch.tensor([[49406, 320, 49407, 0], [49406, 736, 1000, 49407]])
+    return CLIP(config), torch.randn(2, 3, 32, 32), text
+
+
+# Options and sizes
+
+
+def parse(*arguments):
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return options_from(parser.parse_args(arguments))
+
+
+def test_arguments_become_options():
+    assert parse() == TrainOptions()
+    options = parse("list.json", "--from", "RN50", "--lr", "1e-5", "--freeze", "image", "--freeze-batchnorm")
+    assert options == TrainOptions(
+        data="list.json", start_from="RN50", lr=1e-5, freeze=("image",), freeze_batchnorm=True
+    )
+    assert parse("--template", "a {}", "--template", "{}", "--batch-size", "8").template == ("a {}", "{}")
+
+
+@pytest.mark.parametrize("arguments", [["--precision", "fp8"], ["--freeze", "all"], ["--epochs", "1.5"], ["a", "b"]])
+def test_bad_arguments_are_refused(arguments):
+    with pytest.raises(SystemExit):
+        parse(*arguments)
+
+
+@pytest.mark.parametrize("name", [*SIZES, *MODELS])
+def test_config_files_round_trip(name, tmp_path):
+    write_json(tmp_path / "config.json", to_json(model_config(name)))
+    assert model_config(str(tmp_path / "config.json")) == model_config(name)
+
+
+def test_sizes_have_heads_of_64():
+    widths = {name: model_config(name).text.transformer.width for name in ("tiny", "small", "base", "large")}
+    assert widths == {"tiny": 256, "small": 384, "base": 512, "large": 768}
+    for config in SIZES.values():
+        towers = [config.text.transformer, getattr(config.vision, "transformer", None)]
+        assert all(tower.width == 64 * tower.heads for tower in towers if tower)
+        if isinstance(config.vision, ResNetConfig):
+            assert 32 * config.vision.width == 64 * config.vision.heads
+
+
+WINGED = to_json(VIT) | {"vision": {"kind": "vit", "patch_size": 3, "wings": 2}}
+
+
+@pytest.mark.parametrize("text", ["{", "{}", json.dumps(WINGED)])
+def test_a_bad_config_file_is_named(text, tmp_path):
+    (tmp_path / "c.json").write_text(text)
+    with pytest.raises(ValueError, match=r"c\.json.*(expected JSON|embed_dim is missing|vision.wings is no field)"):
+        model_config(str(tmp_path / "c.json"))
+
+
+def test_an_unknown_size_lists_the_known_ones():
+    with pytest.raises(ValueError, match=r"'huge' is unknown; expected one of tiny, .*ViT-B/32"):
+        model_config("huge")
+
+
+# Optimizer
+
+
+def test_the_learning_rate_rises_and_falls():
+    options = TrainOptions(lr=2.0, warmup=4)
+    rates = [learning_rate(step, 104, options) for step in range(105)]
+    assert rates[:5] == [0.5, 1.0, 1.5, 2.0, 2.0]
+    assert rates[54] == pytest.approx(1.0)
+    assert rates[4:] == sorted(rates[4:], reverse=True)
+    assert rates[104] == pytest.approx(0)
+    assert learning_rate(0, 20, options) == 1.0  # of 20 steps no more than 2 are warm-up
+
+
+def test_matrices_decay_and_nothing_else_does():
+    model = CLIP(RESNET)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    optimizer = build_optimizer(model, TrainOptions(weight_decay=0.3))
+    decay = {names[id(p)]: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert decay.keys() == set(names.values())
+    assert {decay[name] for name in decay if name.endswith(("bias", "ln_1.weight", "bn1.weight"))} == {0.0}
+    assert decay["logit_scale"] == 0
+    assert {decay["visual.conv1.weight"], decay["text_projection"], decay["token_embedding.weight"]} == {0.3}
+
+
+def test_layer_decay_counts_from_the_end():
+    vit, resnet = CLIP(VIT), CLIP(RESNET)
+    expected = {
+        "logit_scale": 0,
+        "text_projection": 0,
+        "ln_final.weight": 0,
+        "visual.proj": 0,
+        "visual.ln_post.bias": 0,
+        "transformer.resblocks.1.attn.out_proj.weight": 1,
+        "visual.transformer.resblocks.1.mlp.c_proj.weight": 1,
+        "visual.transformer.resblocks.0.ln_1.weight": 2,
+        "visual.conv1.weight": 3,
+        "visual.ln_pre.weight": 3,
+        "visual.positional_embedding": 3,
+        "token_embedding.weight": 3,
+        "positional_embedding": 3,
+    }
+    assert {name: layers_above(name, vit) for name in expected} == expected
+    assert layers_above("visual.attnpool.c_proj.weight", resnet) == 0
+    assert layers_above("visual.layer4.0.bn3.weight", resnet) == 1
+    assert layers_above("visual.layer1.0.conv1.weight", resnet) == 4
+    assert layers_above("visual.bn3.weight", resnet) == 5
+    groups = build_optimizer(vit, TrainOptions(layer_decay=0.5)).param_groups
+    assert {group["lr_scale"] for group in groups} == {1.0, 0.5, 0.25, 0.125}
+
+
+@pytest.mark.parametrize(
+    ("options", "still"),
+    [
+        (TrainOptions(freeze=("image",)), {"text_projection", "logit_scale"}),
+        (TrainOptions(freeze=("text",)), {"visual.conv1.weight", "visual.bn1.weight", "logit_scale"}),
+        (TrainOptions(freeze_batchnorm=True), {"visual.conv1.weight", "text_projection", "logit_scale"}),
+    ],
+)
+def test_what_is_frozen_is_not_trained(options, still):
+    model = CLIP(RESNET)
+    freeze(model, options)
+    watched = {"visual.conv1.weight", "visual.bn1.weight", "text_projection", "logit_scale"}
+    assert {name for name, p in model.named_parameters() if name in watched and p.requires_grad} == still
+
+
+@pytest.mark.parametrize(("options", "moves"), [(TrainOptions(freeze_batchnorm=True), False), (TrainOptions(), True)])
+def test_frozen_batchnorms_keep_their_statistics(options, moves):
+    model, images, _ = model_and_inputs(RESNET)
+    training_mode(model.eval(), options)
+    before = model.visual.bn1.running_mean.clone()
+    model.encode_image(images)
+    assert torch.equal(before, model.visual.bn1.running_mean) != moves
+    assert model.training
+
+
+# Faster and leaner modules
+
+
+def outputs_and_gradients(model, images, text):
+    model.zero_grad()
+    results = [model.encode_image(images), model.encode_text(text)]
+    sum(result.square().sum() for result in results).backward()
+    return results + [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+
+
+@pytest.mark.parametrize(
+    "change", [fast.fuse_quick_gelu, fast.convolve_channels_last, fast.checkpoint_activations]
+)
+@pytest.mark.parametrize("config", [VIT, RESNET])
+def test_changed_modules_compute_the_same(change, config):
+    model, images, text = model_and_inputs(config)
+    model, images = model.double().eval(), images.double()
+    before = outputs_and_gradients(model, images, text)
+    change(model)
+    after = outputs_and_gradients(model, images, text)
+    for a, b in zip(before, after, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_a_wrong_factor_would_be_seen(monkeypatch):
+    model, images, _ = model_and_inputs()
+    before = model.encode_image(images)
+    fast.fuse_quick_gelu(model)
+    torch.testing.assert_close(before, model.encode_image(images))
+    monkeypatch.setattr(torch.nn.functional, "silu", lambda x: torch.nn.functional.gelu(x))
+    assert not torch.allclose(before, model.encode_image(images), atol=1e-3)
+
+
+def test_maps_of_a_resnet_have_their_channels_last():
+    model, images, _ = model_and_inputs(RESNET)
+    fast.convolve_channels_last(model)
+    seen = []
+    model.visual.layer1.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    model.encode_image(images)
+    assert seen[0].is_contiguous(memory_format=torch.channels_last) and not seen[0].is_contiguous()
+
+
+def test_gelu_models_are_left_alone():
+    config = replace(VIT, text=replace(TEXT, transformer=replace(openai_transformer(64, 2), activation="gelu")))
+    model, _, text = model_and_inputs(config)
+    before = model.encode_text(text)
+    fast.fuse_quick_gelu(model)
+    assert torch.equal(before, model.encode_text(text))
+
+
+# Where NaN came from
+
+
+@pytest.mark.parametrize(
+    ("name", "cause"),
+    [
+        ("visual.transformer.resblocks.1.mlp.c_fc.bias", "the weights visual.transformer.resblocks.1.mlp.c_fc.bias"),
+        ("logit_scale", "the weights logit_scale"),
+    ],
+)
+def test_weights_that_are_not_finite_are_named(name, cause):
+    model, images, text = model_and_inputs()
+    model.get_parameter(name).data.fill_(math.nan)
+    assert explain(model, images, text).startswith(cause)
+
+
+def test_activations_and_gradients_that_are_not_finite_are_named():
+    model, images, text = model_and_inputs()
+    assert explain(model, images * math.inf, text) == "the pixels"
+    assert (
+        explain(model, torch.full_like(images, 3e38), text)
+        == "the output of visual.conv1, on the way to the image embeddings"
+    )
+    model.ln_final.weight.grad = torch.full((64,), math.inf)
+    assert explain(model, images, text).startswith("the gradient of ln_final.weight")
+    model.ln_final.weight.grad = None
+    assert explain(model, images, text).startswith("the loss")
+    model.text_projection.data.zero_()
+    assert explain(model, images, text).startswith("the text embeddings divided by their lengths")
+
+
+# What is said aloud
+
+
+def test_a_loss_that_stays_at_chance_is_told_once(tmp_path, capsys):
+    report = Reporter(tmp_path, True, batch_size=64)
+    for step in range(3 * STUCK_AFTER):
+        report.watch_loss(math.log(64) + 0.01, warming_up=step < 20)
+    said = capsys.readouterr().err
+    assert said.count("the loss stays at ln B = 4.159") == 1
+
+
+@pytest.mark.parametrize(
+    ("loss", "steps", "speaks"), [(4.0, 300, True), (4.16, STUCK_AFTER - 1, True), (4.16, 300, False)]
+)
+def test_a_loss_that_moves_is_not(tmp_path, capsys, loss, steps, speaks):
+    report = Reporter(tmp_path, speaks, batch_size=64)
+    for _ in range(steps):
+        report.watch_loss(loss, warming_up=False)
+    assert capsys.readouterr().err == ""
+
+
+def test_repeated_captions_are_told_once_and_counted(tmp_path, capsys):
+    report = Reporter(tmp_path, True, batch_size=4)
+    assert report.watch_texts(["a", "b", "c"]) == 0
+    assert capsys.readouterr().err == ""
+    assert [report.watch_texts(["a", "b", "a", "a"]) for _ in range(2)] == [2, 2]
+    said = capsys.readouterr().err
+    assert said.count("2 of 4 captions in this batch repeat others ('a': 3 times)") == 1
+
+
+def test_problems_are_listed(tmp_path, capsys):
+    report = Reporter(tmp_path, True, batch_size=4)
+    report.problems([], "left out")
+    report.problems(["a.png: no such file", "b.png: broken"], "left out")
+    report.problems(["c.png: broken", "b.png: broken"], "left out")
+    other_process = Reporter(tmp_path, False, batch_size=4)
+    other_process.problems(["d.png: broken"], "left out")
+    report.finish()
+    listed = (tmp_path / "problems.txt").read_text().splitlines()
+    assert listed == ["a.png: no such file", "b.png: broken", "c.png: broken", "d.png: broken"]
+    said = capsys.readouterr().err
+    assert "a.png: no such file; 2 such now, left out" in said
+    assert "4 pictures could not be used" in said
+    assert "c.png" not in said
+
+
+# Files
+
+
+def test_a_file_is_whole_or_as_before(tmp_path):
+    path = tmp_path / "x"
+    write_atomically(path, lambda file: file.write_text("old"))
+
+    def fail(file):
+        file.write_text("half of the n")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(path, fail)
+    assert [file.name for file in tmp_path.iterdir()] == ["x"]
+    assert path.read_text() == "old"
+
+
+def test_checkpoints_hold_tensors_and_nothing_that_runs(tmp_path):
+    state = {"model": {"a": torch.randn(3)}, "done": 3, "options": asdict(TrainOptions(template=("{}",)))}
+    save_checkpoint(state, tmp_path / "c.pt")
+    assert load_checkpoint(tmp_path / "c.pt")["options"] == state["options"]
+    torch.save({"model": random.Random(0)}, tmp_path / "evil.pt")
+    with pytest.raises(pickle.UnpicklingError):
+        load_checkpoint(tmp_path / "evil.pt")
+
+
+@pytest.mark.parametrize("config", [VIT, RESNET])
+def test_exported_weights_load(tmp_path, config):
+    from miniclip.loading import load
+
+    model, images, _ = model_and_inputs(replace(config, text=replace(TEXT, context_length=77)))
+    export_weights(model, tmp_path / "m.safetensors")
+    loaded, _ = load(tmp_path / "m.safetensors", device="cpu")
+    assert torch.equal(model.eval().encode_image(images), loaded.encode_image(images))
+
+
+def log_lines(tmp_path):
+    lines = [{"step": s, "loss": 4 - s / 50, "lr": 1e-3, "logit_scale": 14.3 + s / 100} for s in range(1, 101)]
+    lines += [
+        {"step": s, "val_loss": 3.0, "val_image_top1": s / 200, "val_image_top5": 0.9, "val_text_top1": s / 300}
+        for s in (50, 100)
+    ]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (tmp_path / "log.jsonl").write_text(text + json.dumps({"step": 100, "loss": 9.0}) + '\n{"step": 101, "lo')
+    return tmp_path / "log.jsonl"
+
+
+def test_a_log_is_read_as_the_run_went(tmp_path):
+    lines = read_log(log_lines(tmp_path))
+    assert [line["step"] for line in lines if "val_loss" in line] == [50, 100]
+    training = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in training] == list(range(1, 101))
+    assert training[-1]["loss"] == 9.0  # logged again after a crash
+
+
+def test_the_plot_shows_every_curve(tmp_path, monkeypatch):
+    figure_module = pytest.importorskip("matplotlib.figure")
+    drawn = []
+    savefig = figure_module.Figure.savefig
+    monkeypatch.setattr(
+        figure_module.Figure, "savefig", lambda self, *a, **k: (drawn.append(self), savefig(self, *a, **k))
+    )
+    plot(log_lines(tmp_path), tmp_path / "p.png")
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+    labels = [[line.get_label() for line in axes.get_lines()] for axes in drawn[0].axes]
+    assert [len(label) for label in labels] == [3, 2, 1, 1]
+    assert drawn[0].axes[1].get_lines()[0].get_ydata() == pytest.approx([25, 50])  # per cent
+
+
+# Shapes
+
+
+def test_shapes_are_what_their_captions_say(tmp_path):
+    lists = create_synthetic(tmp_path, train=2, val=1)
+    rows = [json.loads(path.read_text()) for path in lists]
+    assert [len(part) for part in rows] == [36, 18]
+    assert len({row["caption"] for row in rows[1]}) == 18
+    assert rows[0][0]["caption"] == "a red circle"
+    assert (tmp_path / rows[0][0]["image"]).is_file()
+
+
+@pytest.mark.parametrize("color", COLORS)
+@pytest.mark.parametrize("shape", CORNERS)
+def test_a_shape_has_its_colour_and_area(color, shape):
+    pixels = np.asarray(draw_shape(color, shape, random.Random(1)), dtype=int)
+    near = np.abs(pixels - np.array(COLORS[color])).max(-1) <= 20
+    assert near.mean() > 0.02
+    assert (pixels.min(-1) > 150).mean() > 0.3  # the ground
