@@ -47,7 +47,7 @@ setup(
         "onnx": ONNX,
         "faiss": FAISS,
         "probe": PROBE,
-        "test": ["pytest", "hypothesis", "ruff", "setuptools>=77", *FOR_TESTS],
+        "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", "setuptools>=77", *FOR_TESTS],
     },
     entry_points={"console_scripts": ["miniclip=miniclip.cli:main"]},
 )
