@@ -13,7 +13,7 @@ from miniclip.fast import half
 from miniclip.fast.clip import FastCLIP
 from miniclip.models import CLIP, convert_weights
 
-HALF = frozenset({torch.float16, torch.bfloat16})
+HALF = (torch.float16, torch.bfloat16)
 
 if "fbgemm" not in torch.backends.quantized.supported_engines:
     pytest.skip("PyTorch has no FBGEMM here", allow_module_level=True)
@@ -22,7 +22,7 @@ if "fbgemm" not in torch.backends.quantized.supported_engines:
 @pytest.fixture(autouse=True)
 def emulated(monkeypatch):
     """As on a CPU that is slow at both, whichever this is."""
-    monkeypatch.setattr(half, "EMULATED", HALF)
+    monkeypatch.setattr(half, "EMULATED", frozenset(HALF))
 
 
 def seeded_model(case: str = "vit", dtype: torch.dtype = torch.float16) -> CLIP:
