@@ -1,49 +1,62 @@
 """Embeddings of many pictures or texts: decoded by threads, sorted by length, in batches, with a progress bar.
 
     embed_images, embed_texts      all at once, in order
-    stream_images, stream_texts    batch by batch as they are done, for what does not fit in memory
+    stream_images, stream_texts    batch by batch, for results that do not fit in memory
 
-Where torchrun started several processes and `torch.distributed` is set up, each takes its share of the batches. Which
-inputs make a batch depends on nothing but their order, so the result is the same in every bit, however many processes
-there are, as long as they are alike: a matrix product may round differently on another CPU or number of threads.
+Where torchrun started several processes, each embeds its share of the batches. The inputs of a batch depend on their
+order alone, so the result has the same bits for any number of processes on equal machines. (A matrix product may round
+differently on another CPU, or with another number of threads.)
 """
 
 from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from miniclip import parallel
 from miniclip.models import CLIP
 from miniclip.preprocess import open_image
 from miniclip.tokenizer import tokenize
 
 Rejected = dict[int, str]  # index of an input that can't be used: why
-WINDOW = 1 << 16  # texts that are sorted by length, and held as token ids, at a time: 20 MB
+Picture = str | Path | Image.Image
+WINDOW = 1 << 16  # number of texts that are tokenized and sorted by length together: 20 MB of token ids
 
 
 class Batch(NamedTuple):
-    """Some of the inputs, done: their indices, unit embeddings [len(indices), E] on the CPU, and what was rejected."""
+    """The result for some of the inputs."""
 
-    indices: list[int]
-    embeddings: Tensor
+    indices: list[int]  # of the inputs that were embedded
+    embeddings: Tensor  # [len(indices), E], of unit length, on the CPU
     rejected: Rejected
+
+
+def as_list(inputs: object) -> Sequence:
+    """The argument of a function that takes several inputs: one string, path or picture becomes a list of one.
+
+    TypeError for what is neither one of these nor a list (or another iterable of them).
+    """
+    if isinstance(inputs, (str, os.PathLike, Image.Image)):
+        return [inputs]
+    if isinstance(inputs, (bytes, Mapping)) or not isinstance(inputs, Iterable):
+        raise TypeError(f"expected a list of texts, paths or pictures, got {type(inputs).__name__}")
+    return inputs if isinstance(inputs, Sequence) else list(inputs)
 
 
 def embed_images(
     model: CLIP,
     preprocess: Callable[[Image.Image], Tensor],
-    images: Sequence[str | Path | Image.Image],
+    images: Picture | Sequence[Picture],
     batch_size: int = 32,
     *,
     dtype: torch.dtype = torch.float32,
@@ -51,29 +64,32 @@ def embed_images(
 ) -> tuple[Tensor, Rejected]:
     """Unit embeddings [N, E] of image files or PIL images, on the CPU, in order, without the rejected ones.
 
-    dtype: of the result. workers: threads that decode and preprocess; None: one for each CPU core, at most 16.
+    dtype: of the result. workers: threads that decode and preprocess; None means one for each CPU core, at most 16.
     """
+    images = as_list(images)
     batches = stream_images(model, preprocess, images, batch_size, dtype=dtype, workers=workers)
     return _collect(batches, len(images), model, dtype)
 
 
 def embed_texts(
-    model: CLIP, texts: Sequence[str], batch_size: int = 256, *, dtype: torch.dtype = torch.float32
+    model: CLIP, texts: str | Sequence[str], batch_size: int = 256, *, dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Rejected]:
-    """Unit embeddings [N, E] of texts, on the CPU, in order, without the rejected ones: those too long."""
+    """Unit embeddings [N, E] of texts, on the CPU, in order, without the rejected ones, which are too long."""
+    texts = as_list(texts)
     return _collect(stream_texts(model, texts, batch_size, dtype=dtype), len(texts), model, dtype)
 
 
 def stream_images(
     model: CLIP,
     preprocess: Callable[[Image.Image], Tensor],
-    images: Sequence[str | Path | Image.Image],
+    images: Picture | Sequence[Picture],
     batch_size: int = 32,
     *,
     dtype: torch.dtype = torch.float32,
     workers: int | None = None,
 ) -> Iterator[Batch]:
-    """This process's share of `embed_images`. No more than three batches of pixels are in memory."""
+    """This process's share of `embed_images`. At most three batches of pixels are in memory."""
+    images = as_list(images)
 
     def prepare(index: int) -> Tensor | str:
         image = images[index]
@@ -98,13 +114,15 @@ def stream_images(
 
 
 def stream_texts(
-    model: CLIP, texts: Sequence[str], batch_size: int = 256, *, dtype: torch.dtype = torch.float32
+    model: CLIP, texts: str | Sequence[str], batch_size: int = 256, *, dtype: torch.dtype = torch.float32
 ) -> Iterator[Batch]:
-    """This process's share of `embed_texts`: of each `WINDOW` texts first the short ones, then the long ones, and among
-    those of a length beside each other what begins alike, which encode_text computes once for a batch.
+    """This process's share of `embed_texts`.
 
-    The first batch of each window also has what was rejected in the window, in every process.
+    Each `WINDOW` texts are sorted by length, and texts of equal length by their ids: less padding is computed, and a
+    beginning that the texts of a batch have in common is computed once. In every process, the first batch of a window
+    is empty and lists all texts of the window that were rejected.
     """
+    texts = as_list(texts)
     with _progress(len(texts), "texts") as progress:
         for start in range(0, len(texts), WINDOW):
             window = texts[start : start + WINDOW]
@@ -119,10 +137,10 @@ def stream_texts(
 
 
 def _tokenize(texts: Sequence[str], context_length: int) -> tuple[list[int], Tensor, Rejected]:
-    """Which texts can be used, their ids, and why the others can't."""
+    """Indices of the texts that can be used, their token ids, and the faults of the others."""
     try:
         return list(range(len(texts))), tokenize(texts, context_length), {}
-    except (ValueError, RuntimeError):  # at least one of them; which ones?
+    except (ValueError, RuntimeError):  # at least one text is too long
         places, rows, rejected = [], [torch.empty(0, context_length, dtype=torch.int32)], {}
         for place, text in enumerate(texts):
             try:
@@ -134,14 +152,17 @@ def _tokenize(texts: Sequence[str], context_length: int) -> tuple[list[int], Ten
 
 
 def _by_length_and_beginning(tokens: Tensor) -> Tensor:
-    """An order of the rows of token ids [N, L]."""
+    """The order of the rows of token ids [N, L]: int64 [N]."""
     lengths = tokens.argmax(dim=-1)
     columns = tokens[:, : int(lengths.max()) + 1].T if len(tokens) else tokens.T
-    return torch.from_numpy(np.lexsort([*columns.flip(0).numpy(), lengths.numpy()]))  # the last key counts most
+    return torch.from_numpy(np.lexsort([*columns.flip(0).numpy(), lengths.numpy()]))  # sorts by the last key first
 
 
 def _in_threads(work: Callable[[int], object], items: Iterable[int], workers: int | None, ahead: int) -> Iterator:
-    """`work` of each item, in order; at most `ahead` results wait to be taken. Pillow and NumPy let threads run."""
+    """`work(item)` of each item, in order; at most `ahead` results are computed before they are taken.
+
+    Pillow and NumPy release Python's lock, so the threads run at the same time.
+    """
     with ThreadPoolExecutor(workers or min(16, os.cpu_count() or 1)) as pool:
         waiting = deque()
         try:
@@ -152,7 +173,7 @@ def _in_threads(work: Callable[[int], object], items: Iterable[int], workers: in
             while waiting:
                 yield waiting.popleft().result()
         finally:
-            for future in waiting:  # the caller gave up
+            for future in waiting:  # the caller stopped early
                 future.cancel()
 
 
@@ -166,35 +187,24 @@ def _no_embeddings(model: CLIP, dtype: torch.dtype) -> Tensor:
 
 
 def _collect(batches: Iterable[Batch], count: int, model: CLIP, dtype: torch.dtype) -> tuple[Tensor, Rejected]:
-    """All processes' batches, in the order of the inputs, in every process."""
+    """The embeddings of all processes' batches, in the order of the inputs, in every process."""
     result = torch.zeros(count, model.text_projection.shape[1], dtype=dtype)
     rejected: Rejected = {}
     for batch in batches:
         result[batch.indices] = batch.embeddings
         rejected |= batch.rejected
-    _, processes = _rank_and_processes()
-    if processes > 1:
-        bits = result.view(torch.uint8).to("cuda" if dist.get_backend() == "nccl" else "cpu")
-        dist.all_reduce(bits)  # a sum in which all others have zeros, so every bit stays
-        result = bits.cpu().view(dtype)
-        every: list[Rejected] = [{}] * processes
-        dist.all_gather_object(every, rejected)
-        rejected = {i: why for part in every for i, why in part.items()}
+    result = parallel.merge_rows(result)
+    rejected = {i: why for part in parallel.all_gather_objects(rejected) for i, why in part.items()}
     if rejected:
         result = result[[i for i in range(count) if i not in rejected]]
     return result, dict(sorted(rejected.items()))
 
 
 def _share(batches: Sequence) -> Sequence:
-    """The batches that this process does: every so manyth, since neighbours cost about the same."""
-    rank, processes = _rank_and_processes()
-    return batches[rank::processes]
-
-
-def _rank_and_processes() -> tuple[int, int]:
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+    """This process's batches. Neighbours cost about the same, so each process takes every n-th."""
+    return batches[parallel.rank() :: parallel.world_size()]
 
 
 def _progress(total: int, unit: str) -> tqdm:
-    """A bar on a terminal, for the first process's share."""
-    return tqdm(total=total, unit=f" {unit}", disable=None if _rank_and_processes()[0] == 0 else True)
+    """A progress bar on a terminal, of the first process's share."""
+    return tqdm(total=total, unit=f" {unit}", disable=None if parallel.is_main() else True)

@@ -78,3 +78,28 @@ def all_gather(x: Tensor) -> Tensor:
             "batch, or fill it up"
         )
     return _AllGather.apply(x)
+
+
+def all_gather_objects(value: object) -> list:
+    """Every process's `value`, in rank order, in every process."""
+    values = [value] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
+def broadcast_object(value: object) -> object:
+    """The first process's `value`, in every process."""
+    values = [value]
+    if world_size() > 1:
+        dist.broadcast_object_list(values)
+    return values[0]
+
+
+def merge_rows(x: Tensor) -> Tensor:
+    """Every process's rows of `x`, on the CPU, of which each is zero in all processes but one. No bit is changed."""
+    if world_size() == 1:
+        return x
+    raw = x.view(torch.uint8).to("cuda" if dist.get_backend() == "nccl" else "cpu")
+    dist.all_reduce(raw)  # the sum of one row and zeros
+    return raw.cpu().view(x.dtype)

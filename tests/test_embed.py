@@ -6,12 +6,13 @@ import sys
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from miniclip import embed, tokenize
+from miniclip import embed, parallel, tokenize
 from miniclip.config import CLIPConfig, PreprocessConfig, TextConfig, ViTConfig, openai_transformer
 from miniclip.embed import embed_images, embed_texts, stream_images, stream_texts
 from miniclip.evaluation import DataError, zero_shot_weights
@@ -113,6 +114,22 @@ def test_nothing_to_embed(model):
     assert embed_images(model, PREPROCESS, [])[0].shape == (0, 32)
 
 
+def test_one_input_is_a_list_of_one(model, images, tmp_path):
+    """A string is never taken letter by letter."""
+    for text in ("a dog", ["a dog"], ("a dog",), iter(["a dog"])):
+        assert torch.equal(embed_texts(model, text)[0], one_by_one(model, ["a dog"]))
+    expected = embed_images(model, PREPROCESS, [images[2]])[0]
+    with Image.open(images[2]) as picture:
+        for image in (images[2], str(images[2]), picture, {images[2]}, np.array([str(images[2])])):
+            embeddings, rejected = embed_images(model, PREPROCESS, image)
+            assert torch.equal(embeddings, expected) and not rejected
+    for wrong in (None, 3, b"a dog", {"a dog": 1}):
+        with pytest.raises(TypeError, match="expected a list of texts, paths or pictures, got"):
+            embed_texts(model, wrong)
+        with pytest.raises(TypeError, match="expected a list of texts, paths or pictures, got"):
+            embed_images(model, PREPROCESS, wrong)
+
+
 def test_decoding_stays_a_bounded_way_ahead(model):
     prepared = threading.Semaphore(0)
     count = 0
@@ -146,7 +163,8 @@ def test_shares_make_up_the_whole(model, images, processes, monkeypatch):
     found = {name: torch.zeros_like(tensor) for name, tensor in whole.items()}
     times = {name: torch.zeros(len(tensor)) for name, tensor in whole.items()}
     for rank in range(processes):
-        monkeypatch.setattr(embed, "_rank_and_processes", lambda rank=rank: (rank, processes))
+        monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(parallel, "world_size", lambda: processes)
         jobs = {"images": stream_images(model, PREPROCESS, images, 2), "texts": stream_texts(model, TEXTS, 4)}
         for name, batches in jobs.items():
             for batch in batches:
