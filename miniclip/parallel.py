@@ -26,14 +26,19 @@ def setup(device: str | None = None) -> torch.device:
     return chosen
 
 
+def is_set_up() -> bool:
+    """Whether torch.distributed is set up, also for a single process. Some builds of PyTorch come without it."""
+    return dist.is_available() and dist.is_initialized()
+
+
 def rank() -> int:
     """This process's number among all, from 0; 0 where there is one process."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    return dist.get_rank() if is_set_up() else 0
 
 
 def world_size() -> int:
     """How many processes there are."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return dist.get_world_size() if is_set_up() else 1
 
 
 def is_main() -> bool:

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from miniclip import parallel
 from miniclip.config import CLIPConfig, to_json
 from miniclip.data import cifar
 from miniclip.data.batches import Epochs, Pictures
@@ -26,7 +27,6 @@ from miniclip.io import write_json
 from miniclip.loading import load
 from miniclip.loading import new_model as untrained
 from miniclip.models import CLIP
-from miniclip.training import distributed
 from miniclip.training.augment import AUGMENTATIONS
 from miniclip.training.fast import checkpoint_activations, convolve_channels_last, fuse_quick_gelu
 from miniclip.training.loop import Trainer
@@ -52,7 +52,7 @@ def train(options: TrainOptions) -> CLIP:
     if options.threads:
         torch.set_num_threads(options.threads)
     joined_before = dist.is_initialized()
-    device = distributed.setup(options.device or None)
+    device = parallel.setup(options.device or None)
     try:
         return _train(options, device)
     finally:
@@ -64,8 +64,8 @@ def _train(options: TrainOptions, device: torch.device) -> CLIP:
     options = complete(options)
     output = Path(options.output)
     output.mkdir(parents=True, exist_ok=True)
-    report = Reporter(output, distributed.is_main(), options.batch_size)
-    if distributed.is_main():
+    report = Reporter(output, parallel.is_main(), options.batch_size)
+    if parallel.is_main():
         make_data(options)
     if dist.is_initialized():
         dist.barrier()
@@ -78,12 +78,12 @@ def _train(options: TrainOptions, device: torch.device) -> CLIP:
     options = replace(options, val_every=options.val_every or every, save_every=options.save_every or every)
     trainer = Trainer(model, source, val, total, options)
     trainer.resume()
-    if distributed.is_main():
+    if parallel.is_main():
         write_json(output / CONFIG_FILE, to_json(model.config))
         parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
         report.say(f"{parameters:,} parameters to train for {total:,} steps of {options.batch_size} pairs, on {device}")
     trainer.run()
-    if distributed.is_main() and (output / "log.jsonl").exists():
+    if parallel.is_main() and (output / "log.jsonl").exists():
         try:
             plot(output / "log.jsonl", output / "training_results.png")
         except ImportError as error:
@@ -93,7 +93,7 @@ def _train(options: TrainOptions, device: torch.device) -> CLIP:
 
 def complete(options: TrainOptions) -> TrainOptions:
     """Check the options, and fill in those that depend on others."""
-    world = distributed.world_size()
+    world = parallel.world_size()
     if options.create_synthetic:
         folder = Path(options.data or "shapes")
         options = replace(options, data=str(folder / "train.json"), val=options.val or str(folder / "val.json"))
@@ -170,7 +170,7 @@ def open_data(options: TrainOptions, config: CLIPConfig, report: Reporter) -> tu
     """What to train on, and the pictures to validate on, if any."""
     size = config.preprocess.image_size
     margin = round(size * MARGIN)
-    ranks = (distributed.rank(), distributed.world_size())
+    ranks = (parallel.rank(), parallel.world_size())
     settings = (options.batch_size, options.seed, options.workers, *ranks)
     val = Pictures(_readable(options.val, report), size) if options.val else None
     if is_shards(options.data):

@@ -14,7 +14,7 @@ from PIL import Image
 
 from miniclip.data import batches as data
 from miniclip.data.batches import Epochs, Pictures, batch_order, choose_captions
-from miniclip.data.lists import Example, read_examples
+from miniclip.data.lists import Example, existing, read_examples
 from miniclip.data.seeds import generator
 from miniclip.preprocess import ImageError
 
@@ -64,7 +64,7 @@ def test_a_bad_list_is_refused(tmp_path, name, text, complaint):
 
 def test_missing_pictures_are_told_apart(tmp_path):
     examples = [*write_pictures(tmp_path, 2), Example(tmp_path / "none.png", ("nothing",))]
-    found, missing = data.existing(examples)
+    found, missing = existing(examples)
     assert found == examples[:2]
     assert missing == [f"{tmp_path / 'none.png'}: no such file"]
 

@@ -98,7 +98,7 @@ def test_a_run_writes_what_it_promises(options, tmp_path, capsys):
 
     model = train(options)
     written = {path.name for path in (tmp_path / "run").iterdir()}
-    expected = {"best.safetensors", "last.safetensors", "checkpoint.pt", "config.json", "log.jsonl"}
+    expected = {"best.safetensors", "last.safetensors", "checkpoint.pt", "miniclip.json", "log.jsonl"}
     assert written - {"training_results.png"} == expected
     lines = log(options)
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4, 5, 6]
