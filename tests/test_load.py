@@ -13,13 +13,12 @@ from conformance.openai_cases import CASES, IMAGES, TEXTS
 from conformance.seeded import image, text, weights
 from safetensors.torch import save_file
 
-from miniclip.config import CLIPConfig
+from miniclip.config import MODELS, CLIPConfig, PreprocessConfig
 from miniclip.loading import available_models, build_model, load, open_checkpoint
-from miniclip.loading import load as load_function
 from miniclip.models import CLIP, convert_weights
 from miniclip.preprocess import Preprocess
 from miniclip.save import save_checkpoint
-from miniclip.weights import CheckpointError, huggingface
+from miniclip.weights import CheckpointError
 
 
 def state_dict(config: CLIPConfig) -> dict[str, torch.Tensor]:
@@ -124,7 +123,7 @@ def test_missing_counters_of_batches_are_fine():
 
 def test_directories(vit, tmp_path):
     config = CASES["vit"]
-    huggingface.write(vit, config, tmp_path / "hf")
+    save_checkpoint(config, vit, tmp_path / "hf")
     model, preprocess = load(tmp_path / "hf", device="cpu")
     assert model.config == config
     assert_same(model, build_model(vit))
@@ -150,7 +149,7 @@ def test_a_directory_states_its_activation(vit, tmp_path):
     text_config = dataclasses.replace(CASES["vit"].text, transformer=transformer)
     vision_transformer = dataclasses.replace(CASES["vit"].vision.transformer, activation="gelu")
     vision_config = dataclasses.replace(CASES["vit"].vision, transformer=vision_transformer)
-    huggingface.write(vit, dataclasses.replace(CASES["vit"], vision=vision_config, text=text_config), tmp_path / "hf")
+    save_checkpoint(dataclasses.replace(CASES["vit"], vision=vision_config, text=text_config), vit, tmp_path / "hf")
     model, _ = load(tmp_path / "hf", device="cpu", activation="gelu")
     assert not torch.allclose(outputs(model)[0], outputs(build_model(vit))[0], atol=1e-3)
     with pytest.raises(CheckpointError, match="states gelu, not quick_gelu"):
@@ -224,16 +223,18 @@ def test_names():
 
 
 def test_a_named_model_is_downloaded(vit, tmp_path, monkeypatch):
+    config = dataclasses.replace(CASES["vit"], preprocess=PreprocessConfig(40, interpolation="bilinear"))
+    monkeypatch.setitem(MODELS, "ViT-B/32", dataclasses.replace(MODELS["ViT-B/32"], config=config))
     save_file(vit, tmp_path / "ViT-B-32.pt")
     asked = []
 
-    def download(name, root):
-        asked.append((name, root))
+    def download(model, root):
+        asked.append((model.file, root))
         return tmp_path / "ViT-B-32.pt"
 
-    monkeypatch.setattr(sys.modules[load_function.__module__], "download", download)
+    monkeypatch.setattr("miniclip.loading.download", download)
     assert_same(load("ViT-B/32", "cpu", False, tmp_path)[0], build_model(vit))
-    assert asked == [("ViT-B/32", tmp_path)]
+    assert asked == [("ViT-B-32.pt", tmp_path)]
 
 
 def test_arguments_that_make_no_sense(tmp_path):

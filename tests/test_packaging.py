@@ -33,7 +33,9 @@ def imported_from(site: Path, folder: Path) -> list[str]:
     """The files of miniclip and miniclip.weights as imported in `folder`, installed in `site` alone."""
     # -S leaves out the .pth files of the surrounding environment, where miniclip may be installed too.
     code = f"import site, sys; sys.path[:0] = ['']; site.addsitedir({str(site)!r}); sys.path += [{SITE_PACKAGES!r}]; "
-    done = subprocess.run([sys.executable, "-S", "-c", code + SHOW], cwd=folder, capture_output=True, text=True)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-S", "-c", code + SHOW]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
 
@@ -51,8 +53,8 @@ def test_installed_and_used_from_elsewhere_or_from_the_checkout(checkout, tmp_pa
     assert not (site / "kernels").exists()  # names that others use at the top level
     assert not (site / "weights").exists()
     assert (site / "miniclip/bpe_simple_vocab_16e6.txt.gz").exists()
-    assert (site / "miniclip/evaluation/sample.zip").exists()
-    assert (site / "miniclip/evaluation/imagenet_classes.txt.gz").exists()
+    assert (site / "miniclip/data/sample.zip").exists()
+    assert (site / "miniclip/data/imagenet_classes.txt.gz").exists()
     assert {file.name for file in (site / "miniclip/weights").glob("*.gz")} == {
         file.name for file in (ROOT / "weights").glob("*.gz")
     }

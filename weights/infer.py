@@ -9,7 +9,17 @@ import math
 import re
 from collections.abc import Collection, Mapping
 
-from miniclip.config import CLIPConfig, PreprocessConfig, ResNetConfig, TextConfig, TransformerConfig, ViTConfig
+from miniclip.config import (
+    ACTIVATIONS,
+    CLIPConfig,
+    ConfigError,
+    PreprocessConfig,
+    ResNetConfig,
+    TextConfig,
+    TransformerConfig,
+    ViTConfig,
+    check_choice,
+)
 from miniclip.weights.errors import CheckpointError
 from miniclip.weights.names import IGNORED, listed
 
@@ -43,6 +53,14 @@ def infer_config(shapes: Shapes, activation: str = "quick_gelu") -> CLIPConfig:
 
     CheckpointError names the tensor that is missing or contradicts the others, or the width whose heads aren't known.
     """
+    check_choice("activation", activation, ACTIVATIONS)
+    try:
+        return _infer_config(shapes, activation)
+    except ConfigError as error:
+        raise CheckpointError(f"the tensors' shapes are those of no model: {error}") from None
+
+
+def _infer_config(shapes: Shapes, activation: str) -> CLIPConfig:
     _, embed_dim = _shape(shapes, "text_projection", 2)
     context_length, width = _shape(shapes, "positional_embedding", 2)
     vocab_size, _ = _shape(shapes, "token_embedding.weight", 2)

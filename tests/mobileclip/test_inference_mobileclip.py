@@ -8,7 +8,7 @@ from mobileclip_small import SMALL_MCI, outputs, texts, tiny
 
 from miniclip.fast import half
 from miniclip.loading import build_model
-from miniclip.mobileclip import fast as inference_mobileclip
+from miniclip.mobileclip import fast
 from miniclip.mobileclip.towers import MCi
 from miniclip.models import convert_weights
 from miniclip.models.text import TextTransformer
@@ -27,10 +27,10 @@ def pixels(count: int) -> torch.Tensor:
 def runs(monkeypatch) -> list[str]:
     """Which towers ran in their plain form."""
     found = []
-    for kind, name in ((MCi, "forward"), (TextTransformer, "_text_embedding")):
+    for kind, name in ((MCi, "forward"), (TextTransformer, "text_embedding")):
         plain = getattr(kind, name)
         monkeypatch.setattr(kind, name, lambda *args, plain=plain, name=name: found.append(name) or plain(*args))
-    monkeypatch.setitem(inference_mobileclip._FORWARD, MCi, MCi.forward)
+    monkeypatch.setitem(fast._FORWARD, MCi, MCi.forward)
     return found
 
 
@@ -41,10 +41,10 @@ def test_equals_the_plain_form(norm, taps, dtype, runs):
     model, tolerance = model_of(norm, taps, dtype), 1e-6 if dtype == torch.float32 else 1e-14
     with torch.inference_mode():
         fast = [F.normalize(x) for x in (model.encode_image(pixels(3).to(dtype)), model.encode_text(texts()))]
-        assert runs == ["_text_embedding"] * bool(taps)
+        assert runs == ["text_embedding"] * bool(taps)
         model.fast = False
         plain = [F.normalize(x) for x in (model.encode_image(pixels(3).to(dtype)), model.encode_text(texts()))]
-        assert runs[-2:] == ["forward", "_text_embedding"]
+        assert runs[-2:] == ["forward", "text_embedding"]
     for mine, expected in zip(fast, plain, strict=True):
         torch.testing.assert_close(mine, expected, atol=tolerance, rtol=0)
 
@@ -71,7 +71,7 @@ def test_parts_of_batches_and_of_maps_make_the_whole(monkeypatch):
         ids = texts().repeat(3, 1)
         image, text = model.encode_image(pixels(5)), model.encode_text(ids)
         for name, value in (("PICTURES", 2), ("HIDDEN", 1000), ("TEXTS", 4)):
-            monkeypatch.setattr(inference_mobileclip, name, value)
+            monkeypatch.setattr(fast, name, value)
         torch.testing.assert_close(model.encode_image(pixels(5)), image, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(model.encode_text(ids), text, atol=1e-5, rtol=1e-5)
 
@@ -103,7 +103,7 @@ def test_a_changed_weight_counts_at_once():
 def test_only_where_nobody_can_tell(runs):
     """With gradients, in training, with a hook or another module in it, the towers run as they are written."""
     model = model_of()
-    plain = ["forward", "_text_embedding"]
+    plain = ["forward", "text_embedding"]
 
     def run():
         runs.clear()

@@ -13,11 +13,13 @@ from safetensors import safe_open
 
 from miniclip import tokenizer
 from miniclip.config import MODELS, CLIPConfig, PreprocessConfig, ResNetConfig, TextConfig, TransformerConfig, ViTConfig
+from miniclip.io import WriteError
 from miniclip.models import CLIP
 from miniclip.preprocess import Preprocess
+from miniclip.save import save_checkpoint
 from miniclip.weights.errors import CheckpointError
 from miniclip.weights.files import read_file
-from miniclip.weights.huggingface import read_config, weight_file, write
+from miniclip.weights.huggingface import read_config, weight_file
 from miniclip.weights.names import from_canonical, to_canonical
 
 TOLERANCE = 1e-5  # largest difference of unit embeddings
@@ -207,7 +209,7 @@ def read_weights(folder) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
 def test_written_directory_reads_back(tmp_path, activation):
     model = random_model(small_config(activation))
-    write(model.state_dict(), model.config, tmp_path / "new" / "model")
+    save_checkpoint(model.config, model.state_dict(), tmp_path / "new" / "model")
     assert read_config(tmp_path / "new" / "model") == model.config
     with safe_open(tmp_path / "new" / "model" / "model.safetensors", "pt") as file:
         assert file.metadata() == {"format": "pt"}
@@ -220,7 +222,7 @@ def test_written_directory_reads_back(tmp_path, activation):
 def test_squash_reads_back(tmp_path):
     config = small_config("gelu")
     config = replace(config, preprocess=replace(config.preprocess, resize_mode="squash", interpolation="bicubic"))
-    write(random_model(config).state_dict(), config, tmp_path / "model")
+    save_checkpoint(config, random_model(config).state_dict(), tmp_path / "model")
     assert read_config(tmp_path / "model") == config
 
 
@@ -229,7 +231,7 @@ def test_dtype_holds_every_tensor(tmp_path):
 
     def stated(tensors) -> str:
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
-        write(tensors, model.config, folder)
+        save_checkpoint(model.config, tensors, folder)
         return json.loads((folder / "config.json").read_text())["torch_dtype"]
 
     state = model.state_dict()
@@ -243,40 +245,43 @@ def test_what_is_there_is_not_overwritten(tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")
     (tmp_path / "file").write_text("mine")
-    for name in ("full", "file", "full/notes.txt/model"):
-        with pytest.raises(CheckpointError):
-            write(model.state_dict(), model.config, tmp_path / name)
+    for name in ("full", "file", "file/model"):
+        with pytest.raises(WriteError, match=name):
+            save_checkpoint(model.config, model.state_dict(), tmp_path / name)
     assert [file.read_text() for file in (tmp_path / "full").iterdir()] == ["mine"]
     (tmp_path / "empty").mkdir()
-    write(model.state_dict(), model.config, tmp_path / "empty")
+    save_checkpoint(model.config, model.state_dict(), tmp_path / "empty")
     assert weight_file(tmp_path / "empty")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["empty", "file", "full"]
 
 
-def test_nothing_is_left_of_a_write_that_fails(tmp_path):
+def test_nothing_is_left_of_a_write_that_fails(tmp_path, monkeypatch):
     model = random_model(small_config("gelu"))
-    with pytest.raises(CheckpointError, match="unknown in the huggingface layout"):
-        write(model.state_dict() | {"extra": torch.zeros(1)}, model.config, tmp_path / "model")
-    with pytest.raises(TypeError):
-        write(model.state_dict(), replace(model.config, embed_dim=object()), tmp_path / "model")
+    with pytest.raises(CheckpointError, match="1 unexpected"):
+        save_checkpoint(model.config, model.state_dict() | {"extra": torch.zeros(1)}, tmp_path / "model")
+    monkeypatch.setattr("miniclip.weights.huggingface._tokenizer_files", lambda length: {"a/b": ""})
+    config = small_config("gelu", tokenizer.VOCAB_SIZE)
+    with pytest.raises(WriteError, match="model"):
+        save_checkpoint(config, random_model(config).state_dict(), tmp_path / "model")
     assert not list(tmp_path.iterdir())
 
 
 def test_resnets_are_refused(tmp_path):
-    config = replace(small_config("gelu"), vision=ResNetConfig(32, 4, (1, 1, 1, 1), 2))
+    config = replace(small_config("gelu"), vision=ResNetConfig(32, 4, (1, 1, 1, 1), 2), preprocess=PreprocessConfig(32))
     with pytest.raises(CheckpointError, match="no ResNets"):
-        write(random_model(config).state_dict(), config, tmp_path / "model")
+        save_checkpoint(config, random_model(config).state_dict(), tmp_path / "model")
 
 
 def test_tokenizer_files(tmp_path):
     config = small_config("gelu", tokenizer.VOCAB_SIZE)
-    write(random_model(config).state_dict(), config, tmp_path / "model")
+    save_checkpoint(config, random_model(config).state_dict(), tmp_path / "model")
     vocab = json.loads((tmp_path / "model" / "vocab.json").read_text(encoding="utf-8"))
     merges = (tmp_path / "model" / "merges.txt").read_text(encoding="utf-8").splitlines()
     assert sorted(vocab.values()) == list(range(49408))
     assert (vocab["!"], vocab["hello</w>"], vocab["<|endoftext|>"]) == (0, 3306, 49407)
     assert merges[:2] == ["#version: 0.2", "i n"] and len(merges) == 1 + 48894
-    write(random_model(small_config("gelu")).state_dict(), small_config("gelu"), tmp_path / "other")
+    model = random_model(small_config("gelu"))
+    save_checkpoint(model.config, model.state_dict(), tmp_path / "other")
     assert not (tmp_path / "other" / "vocab.json").exists()  # there is no tokenizer for other vocabularies
 
 
@@ -304,7 +309,7 @@ def difference(mine: CLIP, theirs) -> float:
 def test_transformers_reads_what_we_write(tmp_path, activation):
     transformers = pytest.importorskip("transformers")
     model = random_model(small_config(activation))
-    write(model.state_dict(), model.config, tmp_path / "model")
+    save_checkpoint(model.config, model.state_dict(), tmp_path / "model")
     theirs, info = transformers.CLIPModel.from_pretrained(tmp_path / "model", output_loading_info=True)
     assert not any(info.values()), info
     assert theirs.config.text_config.hidden_act == activation
@@ -353,7 +358,7 @@ def test_processor_reads_what_we_write(tmp_path, resize_mode):
     transformers = pytest.importorskip("transformers")
     config = small_config("gelu", tokenizer.VOCAB_SIZE)
     config = replace(config, preprocess=replace(config.preprocess, resize_mode=resize_mode))
-    write(random_model(config).state_dict(), config, tmp_path / "model")
+    save_checkpoint(config, random_model(config).state_dict(), tmp_path / "model")
     processor = transformers.CLIPProcessor.from_pretrained(tmp_path / "model")
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8))
     texts = ["a photo of a cat", "it's 10 cafés!"]
