@@ -41,8 +41,8 @@ def check_backend(backend: str | None, device: torch.device, dtype: torch.dtype)
 def use_kernel(operation: str, backend: str | None, x: Tensor, size: int, fits: bool = True) -> bool:
     """Whether an operation on `x` runs as its kernel. On a CPU it never does: there is nothing for Triton to run on.
 
-    fits: whether the kernel takes the arguments, for backend None; asked for "triton", a kernel itself says what is not
-    to its taste.
+    fits: whether the kernel takes the arguments. It is for backend None: with "triton", a kernel that does not take
+    its arguments raises ValueError.
     """
     if backend == "torch" or not x.is_cuda:
         return False
@@ -54,3 +54,8 @@ def use_kernel(operation: str, backend: str | None, x: Tensor, size: int, fits: 
         return False
     ranges = FASTER.get(architecture(x.device), {}).get(operation, [])
     return any(low <= size <= high for low, high in ranges)
+
+
+def wants_gradient(*tensors: Tensor) -> bool:
+    """Whether autograd records an operation on these tensors."""
+    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from miniclip import ops
+from miniclip import ops, similarity
 from miniclip.config import CLIPConfig, PreprocessConfig, TextConfig, TransformerConfig, ViTConfig
+from miniclip.fast import ops as fused
 from miniclip.kernels import dispatch, tiles
 from miniclip.models import CLIP, convert_weights, set_backend
 from miniclip.models.transformer import Attention
@@ -36,52 +37,52 @@ def test_attention_by_hand(causal):
 
 def test_attention_varlen_is_attention_of_each():
     qkv, starts = random(9, 3, 2, 4), torch.tensor([0, 1, 1, 6, 9], dtype=torch.int32)
-    out = ops.attention_varlen(qkv, starts, 5, True)
+    out = fused.attention_varlen(qkv, starts, 5, True)
     expected = torch.cat([ops.attention(qkv[None, a:b], True)[0] for a, b in ((0, 1), (1, 6), (6, 9))])
     assert torch.equal(out, expected)
     assert not torch.allclose(ops.attention(qkv[None], True)[0], expected)
     with pytest.raises(ValueError, match="max_len is 4; the longest sequence has 5 tokens"):
-        ops.attention_varlen(qkv, starts, 4, True)
+        fused.attention_varlen(qkv, starts, 4, True)
 
 
 def test_add_layer_norm_and_bias_quick_gelu_by_hand():
     x, residual, weight, bias = random(4, 3, 8).unbind()
-    total, out = ops.add_layer_norm(x, residual, weight[0], bias[0], 1e-3)
+    total, out = fused.add_layer_norm(x, residual, weight[0], bias[0], 1e-3)
     assert torch.equal(total, x + residual)
     centred = total - total.mean(-1, keepdim=True)
     torch.testing.assert_close(
         out, centred / (centred.square().mean(-1, keepdim=True) + 1e-3).sqrt() * weight[0] + bias[0]
     )
     y = x + bias[0]
-    torch.testing.assert_close(ops.bias_quick_gelu(x, bias[0]), y / (1 + (-1.702 * y).exp()))
+    torch.testing.assert_close(fused.bias_quick_gelu(x, bias[0]), y / (1 + (-1.702 * y).exp()))
 
 
 def test_similarity_by_hand():
     x, c, scale = random(3, 6), random(5, 6, seed=1), torch.tensor(7.0, dtype=torch.float64)
     logits = torch.tensor([[7 * F.cosine_similarity(a, b, dim=0) for b in c] for a in x], dtype=torch.float64)
-    torch.testing.assert_close(ops.similarity_softmax(x, c, scale), logits.softmax(1))
-    probability, index, lse = ops.similarity_topk(x, c, scale, 2)
+    torch.testing.assert_close(similarity.similarity_softmax(x, c, scale), logits.softmax(1))
+    probability, index, lse = similarity.similarity_topk(x, c, scale, 2)
     torch.testing.assert_close((probability, index), tuple(logits.softmax(1).topk(2)))
     torch.testing.assert_close(lse, logits.logsumexp(1))
-    same = ops.similarity_topk(x, c[:1].expand(50, 6), scale, 4)
+    same = similarity.similarity_topk(x, c[:1].expand(50, 6), scale, 4)
     assert same[1].tolist() == [[0, 1, 2, 3]] * 3  # ties
-    zero = ops.similarity_softmax(x * 0, c, scale)
+    zero = similarity.similarity_softmax(x * 0, c, scale)
     assert torch.allclose(zero, torch.full_like(zero, 0.2))
-    assert ops.similarity_softmax(x.half(), c.half(), scale.float()).dtype == torch.float32
+    assert similarity.similarity_softmax(x.half(), c.half(), scale.float()).dtype == torch.float32
     with pytest.raises(ValueError, match="k is 6; expected 1 to 5"):
-        ops.similarity_topk(x, c, scale, 6)
+        similarity.similarity_topk(x, c, scale, 6)
 
 
 def test_gradcheck():
     qkv = random(2, 3, 3, 2, 4).requires_grad_()
     starts = torch.tensor([0, 2, 6], dtype=torch.int32)
     assert torch.autograd.gradcheck(lambda x: ops.attention(x, True), qkv)
-    assert torch.autograd.gradcheck(lambda x: ops.attention_varlen(x.flatten(0, 1), starts, 4), qkv)
+    assert torch.autograd.gradcheck(lambda x: fused.attention_varlen(x.flatten(0, 1), starts, 4), qkv)
     rows = [x.requires_grad_() for x in (random(3, 4), random(3, 4, seed=1), random(4), random(4, seed=1))]
-    assert torch.autograd.gradcheck(ops.add_layer_norm, rows)
-    assert torch.autograd.gradcheck(ops.bias_quick_gelu, (rows[0], rows[2]))
+    assert torch.autograd.gradcheck(fused.add_layer_norm, rows)
+    assert torch.autograd.gradcheck(fused.bias_quick_gelu, (rows[0], rows[2]))
     scale = torch.tensor(3.0, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(ops.similarity_softmax, (*rows[:2], scale))
+    assert torch.autograd.gradcheck(similarity.similarity_softmax, (*rows[:2], scale))
     assert torch.autograd.gradcheck(ops.contrastive_loss, (*rows[:2], scale))
 
 
@@ -120,11 +121,11 @@ def test_fake_gpu_tensors_reach_the_kernels():
         starts, parameter = torch.empty(3, device="cuda", dtype=torch.int32), torch.empty(64, device="cuda")
         calls = {
             "attention": lambda: ops.attention(qkv, **triton),
-            "attention_varlen": lambda: ops.attention_varlen(qkv.flatten(0, 1), starts, 5, **triton),
-            "add_layer_norm": lambda: ops.add_layer_norm(x, x, parameter, parameter, **triton),
-            "bias_quick_gelu": lambda: ops.bias_quick_gelu(x, parameter, **triton),
-            "similarity_softmax": lambda: ops.similarity_softmax(x, x, scale, **triton),
-            "similarity_topk": lambda: ops.similarity_topk(x, x, scale, 3, **triton),
+            "attention_varlen": lambda: fused.attention_varlen(qkv.flatten(0, 1), starts, 5, **triton),
+            "add_layer_norm": lambda: fused.add_layer_norm(x, x, parameter, parameter, **triton),
+            "bias_quick_gelu": lambda: fused.bias_quick_gelu(x, parameter, **triton),
+            "similarity_softmax": lambda: similarity.similarity_softmax(x, x, scale, **triton),
+            "similarity_topk": lambda: similarity.similarity_topk(x, x, scale, 3, **triton),
             "contrastive_loss": lambda: ops.contrastive_loss(x, x, scale, **triton),
         }
         for name, call in calls.items():
@@ -149,11 +150,11 @@ class Calls(torch.utils._python_dispatch.TorchDispatchMode):
 
 
 def test_row_kernels_leave_gradients_and_compilation_to_pytorch(monkeypatch):
-    monkeypatch.setattr(ops, "use_kernel", lambda *args, **kwargs: True)
+    monkeypatch.setattr(fused, "use_kernel", lambda *args, **kwargs: True)
     x, bias = random(2, 4).requires_grad_(), random(4)
-    ops.bias_quick_gelu(x, bias).sum().backward()
-    ops.add_layer_norm(x, x, bias, bias)[1].sum().backward()
-    compiled = torch.compile(lambda x: ops.bias_quick_gelu(x, bias), backend="eager", fullgraph=True)
+    fused.bias_quick_gelu(x, bias).sum().backward()
+    fused.add_layer_norm(x, x, bias, bias)[1].sum().backward()
+    compiled = torch.compile(lambda x: fused.bias_quick_gelu(x, bias), backend="eager", fullgraph=True)
     with torch.no_grad():
         torch.testing.assert_close(compiled(x), ops.quick_gelu(x + bias))
 

@@ -12,14 +12,15 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from miniclip import ops
+from miniclip import ops, similarity
+from miniclip.fast import ops as fused
 from miniclip.kernels.add_layer_norm import add_layer_norm
 from miniclip.kernels.attention import attention, attention_varlen
 from miniclip.kernels.bias_quick_gelu import bias_quick_gelu
 from miniclip.kernels.contrastive_loss import contrastive_loss
 from miniclip.kernels.similarity import similarity_softmax, similarity_topk
-from miniclip.training.loss import chunked_contrastive_loss
 
 # Relative error, |got - expected| / |expected| in Frobenius norms, against float64 of the inputs as rounded. Rounding
 # the result alone takes up to 2^-11 = 4.9e-4 of each number in float16 and 2^-8 = 3.9e-3 in bfloat16; about half of it
@@ -84,6 +85,17 @@ def pairs(count: int, width: int, dtype: torch.dtype, device: torch.device) -> l
     return [x.requires_grad_() for x in (image.to(dtype), text.to(dtype), torch.tensor(100.0, device=device))]
 
 
+def chunked_loss(image: Tensor, text: Tensor, scale: Tensor, chunk: int = 2048) -> Tensor:
+    """The symmetric InfoNCE loss in the scale's dtype, with the logits of `chunk` rows in memory at a time."""
+    image, text = image.to(scale.dtype), text.to(scale.dtype)
+
+    def denominators(a: Tensor, b: Tensor) -> Tensor:
+        part = lambda own: (scale * own @ b.T).logsumexp(1)  # noqa: E731
+        return torch.cat([checkpoint(part, own, use_reentrant=False) for own in a.split(chunk)])
+
+    return ((denominators(image, text) + denominators(text, image)) / 2 - scale * (image * text).sum(1)).mean()
+
+
 def cases(device: torch.device, dry: bool) -> Iterator[Case]:
     """All of them, each with its inputs made when it is its turn."""
     for dtype in (torch.float16, torch.bfloat16):
@@ -126,9 +138,9 @@ def _varlen(qkv: Tensor, starts: Tensor, longest: int, shape: str) -> Case:
         return lambda: function(qkv, starts, longest, True, **options)
 
     def exact():
-        return ops.attention_varlen(qkv[: starts[4]].double(), starts[:5], longest, True, backend="torch")
+        return fused.attention_varlen(qkv[: starts[4]].double(), starts[:5], longest, True, backend="torch")
 
-    pytorch = form(ops.attention_varlen, backend="torch")
+    pytorch = form(fused.attention_varlen, backend="torch")
     return Case("attention_varlen", shape, qkv.dtype, form(attention_varlen), pytorch, exact, TOLERANCE[qkv.dtype])
 
 
@@ -141,7 +153,7 @@ def _similarity(x: Tensor, c: Tensor, shape: str) -> Iterator[Case]:
         return (100 * F.normalize(x, dim=1) @ F.normalize(c, dim=1).T).float().softmax(1)
 
     def exact():
-        return ops.similarity_softmax(x[:64].double(), c.double(), scale.double(), backend="torch")
+        return similarity.similarity_softmax(x[:64].double(), c.double(), scale.double(), backend="torch")
 
     def best(function):
         return lambda: function().topk(k).values
@@ -153,8 +165,6 @@ def _similarity(x: Tensor, c: Tensor, shape: str) -> Iterator[Case]:
 
 
 def _loss(leaves: list[Tensor], shape: str) -> Iterator[Case]:
-    chunk = 2048
-
     def part(loss, of, double=False):
         def run():
             inputs = [x.detach().double().requires_grad_() for x in leaves] if double else leaves
@@ -163,13 +173,10 @@ def _loss(leaves: list[Tensor], shape: str) -> Iterator[Case]:
 
         return run
 
-    def chunked(*inputs):
-        return chunked_contrastive_loss(*inputs, chunk=chunk)
-
     dtype, half = leaves[0].dtype, TOLERANCE[leaves[0].dtype]
     parts = {"": (None, LOSS), " d image": (0, half), " d text": (1, half), " d scale": (2, SCALE_GRADIENT)}
     for name, (of, tolerance) in parts.items():
-        forms = part(contrastive_loss, of), part(chunked, of), part(chunked, of, double=True)
+        forms = part(contrastive_loss, of), part(chunked_loss, of), part(chunked_loss, of, double=True)
         yield Case("contrastive_loss" + name, shape, dtype, *forms, tolerance, absolute=of == 2)
 
 
@@ -178,12 +185,12 @@ def _rows(inputs: Tensor, shape: str) -> Iterator[Case]:
     weight, bias = torch.randn(2, x.shape[1], device=x.device)
     tolerance = TOLERANCE[x.dtype]
     kernel = lambda: add_layer_norm(x, residual, weight, bias)[1]  # noqa: E731
-    pytorch = lambda: ops.add_layer_norm(x, residual, weight, bias, backend="torch")[1]  # noqa: E731
+    pytorch = lambda: fused.add_layer_norm(x, residual, weight, bias, backend="torch")[1]  # noqa: E731
     exact = lambda: ops.layer_norm((x + residual).double(), weight.double(), bias.double())  # noqa: E731
     yield Case("add_layer_norm", shape, x.dtype, kernel, pytorch, exact, tolerance)
     bias = bias.to(x.dtype)
     kernel = lambda: bias_quick_gelu(x, bias)  # noqa: E731
-    pytorch = lambda: ops.bias_quick_gelu(x, bias, backend="torch")  # noqa: E731
+    pytorch = lambda: fused.bias_quick_gelu(x, bias, backend="torch")  # noqa: E731
     exact = lambda: ops.quick_gelu(x.double() + bias.double())  # noqa: E731
     yield Case("bias_quick_gelu", shape, x.dtype, kernel, pytorch, exact, tolerance)
 

@@ -19,13 +19,13 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from miniclip import ops
+from miniclip import ops, similarity
 from miniclip.bench import kernel_errors as correctness
 from miniclip.bench.kernel_errors import random
 from miniclip.config import MODELS
+from miniclip.fast import ops as fused
 from miniclip.kernels import tiles
 from miniclip.models import CLIP, convert_weights, set_backend
-from miniclip.training.loss import chunked_contrastive_loss
 
 HALF = torch.float16
 SDPA = {f"SDPA {name}": getattr(SDPBackend, name) for name in (
@@ -117,7 +117,7 @@ def rivals(device: torch.device) -> Iterator[tuple[str, str, int, Callable[[], t
     for count in correctness.PROMPTS:
         packed, starts, longest = correctness.prompts(count, **half)
         make = lambda x=packed, n=count, l=longest: (torch.randn_like(x), random(n, l, 3, 8, 64, **half))  # noqa: E731, E741
-        kernel = lambda x, _, s=starts, l=longest: ops.attention_varlen(x, s, l, True, backend="triton")  # noqa: E731, E741
+        kernel = lambda x, _, s=starts, l=longest: fused.attention_varlen(x, s, l, True, backend="triton")  # noqa: E731, E741
         padded = lambda _, x: ops.attention(x, True, backend="torch")  # noqa: E731
         named = [(f"padded, {label}", padded, sdpa_kernel(backend)) for label, backend in SDPA.items()]
         yield "attention_varlen", f"{count} prompts", longest, make, [("kernel", kernel, none), *named]
@@ -134,7 +134,7 @@ def rivals(device: torch.device) -> Iterator[tuple[str, str, int, Callable[[], t
 
         for operation, form, options in (("topk", usual_topk, (5,)), ("softmax", usual, ())):
             name = "similarity_" + operation
-            function = getattr(ops, name)
+            function = getattr(similarity, name)
             kernel = lambda x, c, f=function, o=options: f(x, c, scale, *o, backend="triton")  # noqa: E731
             competing = [("kernel", kernel, none), ("eager", form, none), ("compiled", torch.compile(form), none)]
             yield name, f"{n} x {m} x {width}", n, make, competing
@@ -145,7 +145,7 @@ def rivals(device: torch.device) -> Iterator[tuple[str, str, int, Callable[[], t
             return lambda *leaves: torch.autograd.grad(loss(*leaves), leaves)
 
         def chunked(dtype: torch.dtype) -> Callable:
-            return step(lambda image, text, s: chunked_contrastive_loss(image, text, s.to(dtype), 2048))
+            return step(lambda image, text, s: correctness.chunked_loss(image, text, s.to(dtype)))
 
         make = lambda count=count, width=width: tuple(correctness.pairs(count, width, **half))  # noqa: E731
         kernel = step(lambda *leaves: ops.contrastive_loss(*leaves, backend="triton"))
@@ -158,8 +158,8 @@ def rivals(device: torch.device) -> Iterator[tuple[str, str, int, Callable[[], t
         weight, bias = torch.randn(2, width, device=device)
         half_bias = bias.to(HALF)
         make = lambda count=count, width=width: tuple(random(2, count, width, **half))  # noqa: E731
-        norm = lambda x, y, backend, w=weight, b=bias: ops.add_layer_norm(x, y, w, b, backend=backend)  # noqa: E731
-        gelu = lambda x, _, backend, b=half_bias: ops.bias_quick_gelu(x, b, backend=backend)  # noqa: E731
+        norm = lambda x, y, backend, w=weight, b=bias: fused.add_layer_norm(x, y, w, b, backend=backend)  # noqa: E731
+        gelu = lambda x, _, backend, b=half_bias: fused.bias_quick_gelu(x, b, backend=backend)  # noqa: E731
         for name, function in (("add_layer_norm", norm), ("bias_quick_gelu", gelu)):
             kernel = lambda x, y, f=function: f(x, y, "triton")  # noqa: E731
             eager = lambda x, y, f=function: f(x, y, "torch")  # noqa: E731
@@ -194,7 +194,7 @@ TEXTS = 1000
 def towers(device: torch.device) -> Iterator[tuple[str, str, int, float, Callable[[], object]]]:
     """Model, how it runs, how many pictures or texts, float operations of them all in the plain form, and the call.
 
-    Plain is what models/ spells out, saving what models/inference.py does instead, with fewer operations than counted:
+    Plain is what models/ spells out, saving what fast/towers.py does instead, with fewer operations than counted:
     with short texts, and nowhere else, that can be more than the ceiling allows.
     """
     ids = torch.zeros(TEXTS, 77, dtype=torch.long, device=device)

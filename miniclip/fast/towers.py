@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from miniclip import ops
 from miniclip.fast import half, int8
+from miniclip.fast.ops import add_layer_norm, attention_varlen, bias_quick_gelu
 from miniclip.kernels.dispatch import use_kernel
 from miniclip.models.resnet import AttentionPool, Bottleneck, ModifiedResNet
 from miniclip.models.transformer import MLP, Attention, LayerNorm, ResidualAttentionBlock, Transformer
@@ -95,7 +96,7 @@ def text_embedding(tower, text: Tensor) -> Tensor:
     def attend(qkv: Tensor) -> Tensor:
         if use_kernel("attention_varlen", backend, qkv, size=length):
             starts = F.pad((end + 1).cumsum(0, dtype=torch.int32), (1, 0))
-            return ops.attention_varlen(qkv, starts, length, causal=True, backend=backend)
+            return attention_varlen(qkv, starts, length, causal=True, backend=backend)
         sequences = qkv.index_select(0, prefix.flatten()).unflatten(0, prefix.shape)
         return ops.attention(sequences, causal=True, backend=backend).flatten(0, 1).index_select(0, first)
 
@@ -243,16 +244,16 @@ def _run_blocks_on_gpu(blocks: nn.ModuleList, x: Tensor, attend: Callable[[Tenso
         if after is None:
             heard, x = heard[pooled], x[pooled]
         norm = block.ln_2
-        x, y = ops.add_layer_norm(attn.out_proj(heard), x, norm.weight, norm.bias, norm.eps, backend=backend)
+        x, y = add_layer_norm(attn.out_proj(heard), x, norm.weight, norm.bias, norm.eps, backend=backend)
         activation = ops.ACTIVATIONS[mlp.activation]
         if activation is ops.quick_gelu and use_kernel("bias_quick_gelu", backend, y, size=4 * y.numel()):
-            hidden = ops.bias_quick_gelu(y @ mlp.c_fc.weight.T, mlp.c_fc.bias, backend=backend)
+            hidden = bias_quick_gelu(y @ mlp.c_fc.weight.T, mlp.c_fc.bias, backend=backend)
         else:
             hidden = activation(mlp.c_fc(y))
         y = mlp.c_proj(hidden)
         if after is not None:
             norm = after.ln_1
-            x, y = ops.add_layer_norm(y, x, norm.weight, norm.bias, norm.eps, backend=backend)
+            x, y = add_layer_norm(y, x, norm.weight, norm.bias, norm.eps, backend=backend)
     return x + y
 
 

@@ -11,6 +11,7 @@ from kernel_cases import HALVES, TOLERANCE, random, relative_error
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from miniclip import ops
+from miniclip.fast import ops as fused
 from miniclip.kernels import attention as kernel_module
 from miniclip.kernels import tiles
 from miniclip.kernels.attention import attention, attention_varlen
@@ -78,7 +79,7 @@ def starts_of(lengths: list[int]) -> torch.Tensor:
 def test_varlen_matches_float64(lengths, causal, dtype):
     qkv = random(sum(lengths), 3, 2, 64, dtype=dtype)
     out = attention_varlen(qkv, starts_of(lengths), max(lengths), causal)
-    expected = ops.attention_varlen(qkv.double(), starts_of(lengths), max(lengths), causal)
+    expected = fused.attention_varlen(qkv.double(), starts_of(lengths), max(lengths), causal)
     assert out.shape == expected.shape and relative_error(out, expected) < TOLERANCE[dtype]
     for one, start in zip(lengths, starts_of(lengths).tolist(), strict=False):
         if one == 1:
@@ -87,7 +88,7 @@ def test_varlen_matches_float64(lengths, causal, dtype):
 
 def test_varlen_with_strides_and_a_generous_max_len():
     qkv = random(40, 2, 3, 4, 64, dtype=torch.float16)[::2, 0, :, 1:3]
-    expected = ops.attention_varlen(qkv.double(), starts_of([13, 7]), 13, True)
+    expected = fused.attention_varlen(qkv.double(), starts_of([13, 7]), 13, True)
     for max_len in 13, 16, 17, 64, 1000:
         assert relative_error(attention_varlen(qkv, starts_of([13, 7]), max_len, True), expected) < 5e-4
 

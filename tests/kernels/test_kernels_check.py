@@ -9,11 +9,13 @@ import pytest
 import torch
 from kernel_cases import HALVES
 
-from miniclip import ops
+from miniclip import ops, similarity
+from miniclip.bench import kernel_check as check
 from miniclip.bench import kernel_errors as correctness
 from miniclip.bench import kernel_times as timing
 from miniclip.config import CLIPConfig, PreprocessConfig, ResNetConfig, TextConfig, TransformerConfig, ViTConfig
-from miniclip.kernels import check, tiles
+from miniclip.fast import ops as fused
+from miniclip.kernels import tiles
 
 OPERATIONS = {"attention", "attention_varlen", "similarity_topk", "similarity_softmax"}
 OPERATIONS |= {"contrastive_loss", "add_layer_norm", "bias_quick_gelu"}
@@ -84,7 +86,8 @@ def test_everything_that_is_timed_runs(monkeypatch):
     monkeypatch.setattr(timing, "ceilings", lambda device: {"copy_bytes": 1e12, "float16_flops": 1e12})
     monkeypatch.setattr(timing, "set_backend", lambda model, backend: model)
     monkeypatch.setattr(torch, "compile", lambda function: function)
-    monkeypatch.setattr(ops, "use_kernel", lambda operation, backend, x, size, fits=True: backend == "triton")
+    for module in ops, fused, similarity:
+        monkeypatch.setattr(module, "use_kernel", lambda operation, backend, x, size, fits=True: backend == "triton")
     gpu = SimpleNamespace(name="made up", L2_cache_size=1 << 12)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
     for name in "synchronize", "reset_peak_memory_stats", "memory_allocated", "max_memory_allocated":

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from kernel_cases import HALVES, PROBABILITY, random
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from miniclip import ops
+from miniclip import similarity
 from miniclip.kernels import tiles
 from miniclip.kernels.similarity import similarity_softmax, similarity_topk
 
@@ -21,14 +21,14 @@ def embeddings(n: int, m: int, width: int, dtype: torch.dtype) -> tuple[torch.Te
 
 
 def check(x, c, scale, k) -> None:
-    probability, index, lse = ops.similarity_topk(x.double(), c.double(), scale.double(), k)
+    probability, index, lse = similarity.similarity_topk(x.double(), c.double(), scale.double(), k)
     got = similarity_topk(x, c, scale, k)
     assert torch.equal(got[1], index)
     assert (got[0] - probability).abs().max() < PROBABILITY
     assert (got[2] - lse).abs().max() < 5e-7 * scale.clamp(min=10)
     everything = similarity_softmax(x, c, scale)
     assert everything.dtype == torch.float32
-    expected = ops.similarity_softmax(x.double(), c.double(), scale.double())
+    expected = similarity.similarity_softmax(x.double(), c.double(), scale.double())
     assert everything.shape == expected.shape and (everything - expected).abs().max() < PROBABILITY
 
 
@@ -100,7 +100,7 @@ def test_nan(bits):
     c[66] = nan  # a class in every softmax
     probability, index, _ = similarity_topk(x, c, SCALE, 3)
     assert probability.isnan().all() and index[0, 0] == 66 and index[0, 1:].tolist() == clean[1][0, :2].tolist()
-    expected = ops.similarity_topk(x, c, SCALE, 3)
+    expected = similarity.similarity_topk(x, c, SCALE, 3)
     assert torch.equal(index, expected[1]) and expected[0].isnan().all()
 
 
@@ -108,7 +108,7 @@ def test_accuracy_that_half_precision_does_not_have():
     """The claim in numbers: what rounding embeddings, cosines or probabilities to half precision would do."""
     for dtype, loss in (torch.float16, 5e-4), (torch.bfloat16, 5e-3):
         x, c = embeddings(4, 60, 64, dtype)
-        exact = ops.similarity_softmax(x.double(), c.double(), SCALE.double())
+        exact = similarity.similarity_softmax(x.double(), c.double(), SCALE.double())
         naive = (100 * F.normalize(x, dim=1) @ F.normalize(c, dim=1).T).softmax(1)
         assert (naive - exact).abs().max() > loss
         assert (similarity_softmax(x, c, SCALE) - exact).abs().max() < PROBABILITY
