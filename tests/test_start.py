@@ -12,7 +12,7 @@ before = set(sys.modules)
 import miniclip, miniclip.cli
 print(*sorted(set(sys.modules) - before))
 miniclip.CLIP, miniclip.tokenize, miniclip.load, miniclip.trace
-print("miniclip.fast.towers" in sys.modules, "miniclip.weights" in sys.modules, "PIL" in sys.modules)
+print("miniclip.fast.vit" in sys.modules, "miniclip.weights" in sys.modules, "PIL" in sys.modules)
 """
 LATER = {"PIL", "safetensors", "regex", "ftfy", "tqdm", "triton", "matplotlib", "transformers", "torch", "numpy"}
 LATER |= {"miniclip.models", "miniclip.tokenizer", "miniclip.weights", "miniclip.preprocess", "miniclip.conformance"}

@@ -51,5 +51,5 @@ def fastest_dtype(device: str | torch.device = "cpu") -> torch.dtype:
 
 
 def name(dtype: torch.dtype) -> str:
-    """"float16" for torch.float16."""
+    """ "float16" for torch.float16."""
     return str(dtype).removeprefix("torch.")

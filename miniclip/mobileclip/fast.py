@@ -1,15 +1,15 @@
-"""MobileCLIP's towers as inference runs them on a CPU: see `miniclip.fast.towers`, and read mobileclip.py first.
+"""MobileCLIP's towers as inference runs them on a CPU; towers.py has the architecture. What is saved:
 
-What is saved:
-
-- Maps are [N, h, w, C], the channels side by side: a 1 x 1 convolution is then a matrix product over all positions.
-- Where a convolution of each channel has two outputs, it is given each channel twice, and so has one output for each:
-  for the other kind PyTorch has no good kernel on a CPU, and it takes 3 to 5 times as long.
-- GELU and sums are computed in place, of as many positions at a time as stay in the processor's cache.
-- In the text tower's last block only the end token goes on after attention.
+- Maps are [N, h, w, C], the channels innermost: a 1 x 1 convolution is then one matrix product over all positions.
+- PyTorch has no good CPU kernel for a grouped convolution with two outputs for each channel. Its input channels are
+  repeated, which makes it a depthwise convolution: 3 to 5 times as fast.
+- GELU and sums are in place, over as many positions at a time as fit into the processor's cache.
+- In the text tower's last block only the end-of-text token is a query, and only it goes through the MLP.
 """
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -17,41 +17,29 @@ from torch import Tensor, nn
 
 from miniclip import ops
 from miniclip.fast import half
-from miniclip.fast import towers as inference
+from miniclip.fast.blocks import norm, project, run_blocks
 from miniclip.fast.clip import FastCLIP
+from miniclip.fast.pooled import attend_from_one, in_proj
+from miniclip.fast.untouched import FORWARD, applies
 from miniclip.mobileclip import towers as plain
 from miniclip.models.transformer import Attention
 
-# Measured on an AMD EPYC, two cores. Tensors of more at a time are so large that the system clears memory for each.
-PICTURES = 8  # at a time
-TEXTS = 32  # at a time
-HIDDEN = 1 << 19  # numbers in the widest tensor, between two products: 2 MB
+# How much is computed at a time. Measured on an AMD EPYC, two cores: the system clears the memory of larger tensors.
+PICTURES = 8
+TEXTS = 32
+HIDDEN = 1 << 19  # numbers in an MLP's hidden tensor: 2 MB of float32
 
 gelu_ = torch.ops.aten.gelu_
 
-# The modules whose arithmetic is repeated here, as they were when this was imported.
-_OURS = (plain.MCi, plain.Stage, plain.Downsample, plain.SqueezeExcite, plain.ConvBlock, plain.ConvMLP)
-_OURS += (plain.MapAttentionBlock, plain.MapAttention, plain.MapLayerNorm)
-_THEIRS = (nn.ModuleList, nn.Linear, nn.Conv2d, nn.BatchNorm2d, nn.Identity)
-_FORWARD = {kind: kind.forward for kind in (*_OURS, *_THEIRS)}
-
-
-def image_applies(tower: nn.Module, image: Tensor) -> bool:
-    """Whether `image_embedding` computes what `tower(image)` would, and nobody could tell the difference."""
-    if image.device.type != "cpu" or not inference.applies(image):
-        return False
-    return inference.is_untouched(tower, _FORWARD, any_bias=True)
+# MobileCLIP's modules whose arithmetic is repeated here.
+KNOWN = (plain.MCi, plain.Stage, plain.Downsample, plain.SqueezeExcite, plain.ConvBlock, plain.ConvMLP)
+KNOWN += (plain.MapAttentionBlock, plain.MapAttention, plain.MapLayerNorm)
+FORWARD.update({kind: kind.forward for kind in KNOWN})
 
 
 def image_embedding(tower: plain.MCi, image: Tensor) -> Tensor:
     """Pixels [N, 3, R, R] in the tower's dtype -> embeddings [N, E], as `tower(image)`."""
     return torch.cat([_mci(tower, pixels) for pixels in image.split(PICTURES)])
-
-
-def text_applies(model: plain.MobileCLIP, text: Tensor) -> bool:
-    """Whether `text_embedding` computes what the plain form would: not in the tower with convolutions, and on a CPU."""
-    parts = (model.token_embedding, model.transformer, model.ln_final)
-    return not model.transformer.causal and text.device.type == "cpu" and inference.applies(text, *parts)
 
 
 def text_embedding(model: plain.MobileCLIP, text: Tensor) -> Tensor:
@@ -67,12 +55,12 @@ def _text(model: plain.MobileCLIP, text: Tensor) -> Tensor:
     def attend(qkv: Tensor) -> Tensor:
         return ops.attention(qkv.unflatten(0, text.shape), backend="torch").flatten(0, 1)
 
-    def attend_once(attn: Attention, y: Tensor) -> Tensor:
-        return inference._attend_once(y[pooled], y.unflatten(0, text.shape), *inference._in_proj(attn), attn.heads)
+    def attend_from_pooled(attn: Attention, y: Tensor) -> Tensor:
+        return attend_from_one(y[pooled], y.unflatten(0, text.shape), *in_proj(attn), attn.heads)
 
     pooled = first + text.argmax(dim=-1)
-    x = inference._run_blocks(model.transformer, x.flatten(0, 1), attend, attend_once, pooled)
-    return inference._project(model.ln_final(x), model.text_projection)
+    x = run_blocks(model.transformer.resblocks, x.flatten(0, 1), attend, attend_from_pooled, pooled)
+    return project(norm(model.ln_final, x), model.text_projection)
 
 
 def _mci(tower: plain.MCi, image: Tensor) -> Tensor:
@@ -101,8 +89,8 @@ def _stage(stage: plain.Stage, x: Tensor) -> Tensor:
         else:
             tokens = block.norm(x.permute(0, 3, 1, 2).to(block.norm.weight.dtype)).permute(0, 2, 3, 1).flatten(1, 2)
             qkv = _linear(block.attn.in_proj, tokens.to(x.dtype)).unflatten(-1, (3, -1, plain.HEAD_WIDTH))
-            heard = ops.attention(qkv, backend="torch")
-            _add_linear(x.view(-1, x.shape[-1]), heard.flatten(0, 1), block.attn.out_proj)
+            attended = ops.attention(qkv, backend="torch")
+            _add_linear(x.view(-1, x.shape[-1]), attended.flatten(0, 1), block.attn.out_proj)
         _add_mlp(x, block.mlp)
     return x
 
@@ -117,7 +105,8 @@ def _add_mlp(x: Tensor, mlp: plain.ConvMLP) -> None:
 
 def _add_linear(x: Tensor, y: Tensor, layer: nn.Conv2d | nn.Linear) -> None:
     """x += layer(y), of x [T, C]."""
-    x.add_(layer.bias)
+    if layer.bias is not None:
+        x.add_(layer.bias)
     if layer.weight.dtype is x.dtype:
         x.addmm_(y, layer.weight.flatten(1).T)
     else:
@@ -133,11 +122,11 @@ def _linear(layer: nn.Conv2d | nn.Linear, x: Tensor) -> Tensor:
 
 
 def _conv(layer: nn.Conv2d, x: Tensor) -> Tensor:
-    """[N, h, w, C] -> [N, h', w', C'], in new memory, side by side."""
+    """A convolution of [N, h, w, C] -> [N, h', w', C'], contiguous, in new memory."""
     weight, groups = layer.weight, layer.groups
     if 1 < groups < len(weight):
         x, groups = x.repeat_interleave(len(weight) // groups, dim=3), len(weight)
-    weight, bias = weight.to(x.dtype), layer.bias.to(x.dtype)
+    weight, bias = weight.to(x.dtype), None if layer.bias is None else layer.bias.to(x.dtype)
     x = F.conv2d(x.permute(0, 3, 1, 2), weight, bias, layer.stride, layer.padding, groups=groups)
     return x.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
 
@@ -150,12 +139,10 @@ def _squeeze_excite(layer: plain.SqueezeExcite, x: Tensor) -> Tensor:
 class FastMobileCLIP(FastCLIP, plain.MobileCLIP):
     """A MobileCLIP whose towers run in the forms above, or in CLIP's, where these apply."""
 
-    def image_embedding(self, image: Tensor) -> Tensor:
-        if self.fast and image_applies(self.visual, image):
-            return image_embedding(self.visual, image)
-        return super().image_embedding(image)
+    image_forms: ClassVar = {**FastCLIP.image_forms, ("cpu", plain.MCi): image_embedding}
 
     def text_embedding(self, text: Tensor) -> Tensor:
-        if self.fast and text_applies(self, text):
+        parts = (self.token_embedding, self.transformer, self.ln_final)
+        if self.fast and not self.transformer.causal and text.device.type == "cpu" and applies(text, *parts):
             return text_embedding(self, text)
         return super().text_embedding(text)

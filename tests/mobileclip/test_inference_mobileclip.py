@@ -1,4 +1,4 @@
-"""The fast form of MobileCLIP's towers computes what the plain one does, and only where nobody can tell them apart."""
+"""The fast form of MobileCLIP's towers computes what the plain one does, and only where no difference is visible."""
 
 import pytest
 import torch
@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from conformance.mobileclip_cases import inputs
 from mobileclip_small import SMALL_MCI, outputs, texts, tiny
 
-from miniclip.fast import half
+from miniclip.fast import half, untouched
 from miniclip.loading import build_model
-from miniclip.mobileclip import fast
+from miniclip.mobileclip import fast as forms
 from miniclip.mobileclip.towers import MCi
 from miniclip.models import convert_weights
 from miniclip.models.text import TextTransformer
@@ -30,7 +30,7 @@ def runs(monkeypatch) -> list[str]:
     for kind, name in ((MCi, "forward"), (TextTransformer, "text_embedding")):
         plain = getattr(kind, name)
         monkeypatch.setattr(kind, name, lambda *args, plain=plain, name=name: found.append(name) or plain(*args))
-    monkeypatch.setitem(fast._FORWARD, MCi, MCi.forward)
+    monkeypatch.setitem(untouched.FORWARD, MCi, MCi.forward)
     return found
 
 
@@ -71,7 +71,7 @@ def test_parts_of_batches_and_of_maps_make_the_whole(monkeypatch):
         ids = texts().repeat(3, 1)
         image, text = model.encode_image(pixels(5)), model.encode_text(ids)
         for name, value in (("PICTURES", 2), ("HIDDEN", 1000), ("TEXTS", 4)):
-            monkeypatch.setattr(fast, name, value)
+            monkeypatch.setattr(forms, name, value)
         torch.testing.assert_close(model.encode_image(pixels(5)), image, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(model.encode_text(ids), text, atol=1e-5, rtol=1e-5)
 
@@ -100,7 +100,7 @@ def test_a_changed_weight_counts_at_once():
     assert not torch.allclose(before, after, atol=1e-3)
 
 
-def test_only_where_nobody_can_tell(runs):
+def test_only_where_no_difference_is_visible(runs):
     """With gradients, in training, with a hook or another module in it, the towers run as they are written."""
     model = model_of()
     plain = ["forward", "text_embedding"]

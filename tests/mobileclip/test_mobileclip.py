@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from miniclip import available_models, load
 from miniclip.cli import main
 from miniclip.config import NamedModel
-from miniclip.fast import towers as inference
+from miniclip.fast.text import text_embedding
 from miniclip.loading import blank_model, build_model, open_checkpoint, shapes_of
 from miniclip.mobileclip.config import CONV_VIT, MODELS
 from miniclip.mobileclip.names import read, reparameterize
@@ -159,7 +159,7 @@ def test_the_inference_form_for_causal_towers_would_be_wrong():
     ids[0, :4] = torch.tensor([5, 6, 7, 50])
     with torch.no_grad():
         plain = model.encode_text(ids, normalize=True)
-        cut = F.normalize(inference.text_embedding(model, ids))
+        cut = F.normalize(text_embedding(model, ids))
     assert (plain - cut).abs().max() > 100 * TOLERANCE
 
 
