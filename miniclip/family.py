@@ -5,23 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from torch import Tensor
 
 from miniclip.config import CLIPConfig, NamedModel
 from miniclip.models import CLIP
+from miniclip.stages import Stage
 from miniclip.weights.fields import Fields
 
 Tensors = Mapping[str, Tensor]
-
-
-class Stage(NamedTuple):
-    """A tensor of a forward pass that has a name, for those who port the model; see `miniclip.conformance`."""
-
-    name: str
-    shape: tuple[int | str, ...]  # a number where the config decides it, otherwise a letter
-    definition: str
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from miniclip.conformance.files import TraceError
-from miniclip.conformance.forward import Forward, UnknownStageError, key_of
+from miniclip.conformance.forward import Forward, UnknownStageError, stages_of
 from miniclip.conformance.measure import INPUTS, Tolerance, fit, measure, tolerance_of
 from miniclip.conformance.mistakes import MISTAKES, Mistake
 from miniclip.conformance.rules import RULES, picture
 from miniclip.conformance.trace import trace
 from miniclip.models import CLIP
-from miniclip.openai.stages import stages, tower_of
 from miniclip.preprocess import ImageError
+from miniclip.stages import tower_of
 
 MOST_UNEXPLAINED = 0.1  # of a stage's deviation, by a mistake that is named
 AS_GOOD = 2.0  # times the best explanation's remaining error: then it could be either
@@ -93,15 +93,16 @@ def _planted(
     model: CLIP, right: Mapping[str, Tensor], wrong: str, passed: set[str]
 ) -> Iterator[tuple[Mistake, Forward]]:
     """Every mistake that could show at the wrong stage, in a forward pass in which nothing else is wrong."""
-    order = [stage.name for stage in stages(model.config)]
-    order = [(name, key_of(name, model.config)[0], tower_of(name)) for name in order[: order.index(wrong) + 1]]
+    order = list(stages_of(model.config).values())
+    order = order[: [stage.name for stage in order].index(wrong) + 1]
     for tower in (None, "visual", "text") if tower_of(wrong) == "both" else (tower_of(wrong),):
         for mistake in MISTAKES:
             known, wrong_towers = {}, set()
-            for name, key, of in order:
+            for stage in order:
+                name, of = stage.name, tower_of(stage.name)
                 if name in passed:
                     known[name] = right[name]
-                elif key in mistake.planted and tower in (None, of):
+                elif stage.rule in mistake.planted and tower in (None, of):
                     wrong_towers.add(of)
                 elif of not in wrong_towers and name != wrong and name in right:
                     known[name] = right[name]

@@ -15,7 +15,7 @@ from torch import Tensor
 from miniclip.errors import MiniclipError
 from miniclip.io import save_tensors
 from miniclip.models import CLIP
-from miniclip.openai.stages import token_sides
+from miniclip.stages import token_sides
 from miniclip.weights import CheckpointError
 from miniclip.weights.files import read_file
 

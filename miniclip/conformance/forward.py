@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from operator import attrgetter
 
 import torch
@@ -12,30 +12,31 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from miniclip import ops
-from miniclip.config import CLIPConfig, ResNetConfig
+from miniclip.config import CLIPConfig
+from miniclip.loading import family_of
 from miniclip.models import CLIP
-from miniclip.openai.stages import tower_of
+from miniclip.stages import Stage, tower_of
 
 EPS = 1e-5  # of LayerNorm and BatchNorm
 Rule = Callable[["Scope"], Tensor]  # how one stage follows from others
-_BLOCK = re.compile(r"((?:visual\.)?transformer\.resblocks\.)(\d+)(.*)")
-_BOTTLENECK = re.compile(r"visual\.layer(\d)\.(\d+)(.*)")
-_STEM = re.compile(r"visual\.((conv|bn|relu)[123]|avgpool)$")
 
 
-def key_of(name: str, config: CLIPConfig) -> tuple[str, str]:
-    """The key of a stage in `rules.RULES`, and the path of the block it belongs to, if it does.
+@lru_cache
+def stages_of(config: CLIPConfig) -> dict[str, Stage]:
+    """All stages of a model, by name, in forward order."""
+    return {stage.name: stage for stage in family_of(config).stages(config)}
 
-    >>> key_of("visual.transformer.resblocks.3.attn.q", config)
-    ('resblock.attn.q', 'visual.transformer.resblocks.3')
-    """
-    if match := _BLOCK.fullmatch(name):
-        return "resblock" + match[3], match[1] + match[2]
-    if match := _BOTTLENECK.fullmatch(name):
-        return "bottleneck" + match[3], f"visual.layer{match[1]}.{match[2]}"
-    if isinstance(config.vision, ResNetConfig) and _STEM.fullmatch(name):
-        return name.replace("visual", "stem"), ""
-    return name, ""
+
+@lru_cache
+def inputs_of(config: CLIPConfig) -> dict[str, str]:
+    """For each stage the stage before its block, or before the stage itself where it is in no block."""
+    found, before = {}, None
+    for stage in stages_of(config).values():
+        if before is not None:
+            same_block = stage.block and stage.block == before.block
+            found[stage.name] = found[before.name] if same_block else before.name
+        before = stage
+    return found
 
 
 class UnknownStageError(LookupError):
@@ -45,8 +46,8 @@ class UnknownStageError(LookupError):
 class Forward:
     """A forward pass in which a stage is computed when it is asked for, unless it is known.
 
-    rules:   how each stage is computed, by key: `rules.RULES`
-    known:   stages that are given; those that get computed are added to it
+    rules:   how each kind of stage is computed: `rules.RULES`
+    known:   stages that are given; those that get computed are added to them
     planted: rules that replace some of these, in one tower ("visual" or "text") or in both (None)
     """
 
@@ -72,45 +73,32 @@ class Forward:
 
     def compute(self, name: str) -> Tensor:
         """A stage by its rule, also if it is known."""
-        key, block = key_of(name, self.config)
-        if key not in self._rules:
-            raise UnknownStageError(f"{name} is not known and follows from nothing")
-        rule = self._rules[key]
+        stage = stages_of(self.config).get(name)
+        if stage is None or stage.rule not in self._rules:
+            raise UnknownStageError(f"{name} is not known, and no rule says how to compute it")
+        rule = self._rules[stage.rule]
         if self._tower in (None, tower_of(name)):
-            rule = self._planted.get(key, rule)
-        return rule(Scope(self, block))
+            rule = self._planted.get(stage.rule, rule)
+        return rule(Scope(self, stage))
 
-    def block_input(self, block: str) -> Tensor:
-        """What the block at this path takes: the output of the one before it, or of what precedes the first."""
-        missing = [self._before(block)]
-        while missing[-1] not in self._known and _is_block(missing[-1]):
-            missing.append(self._before(missing[-1]))
+    def input_of(self, name: str) -> Tensor:
+        """The stage before this one's block, or before this one where it is in no block."""
+        stages, inputs = stages_of(self.config), inputs_of(self.config)
+        missing = [inputs[name]]
+        while missing[-1] not in self._known and stages[missing[-1]].block == missing[-1]:  # the output of a block
+            missing.append(inputs[missing[-1]])
         for name in reversed(missing):  # first block first, so that deep models don't nest calls deeply
             self[name]
         return self[missing[0]]
-
-    def _before(self, block: str) -> str:
-        if match := _BLOCK.fullmatch(block):
-            if match[2] != "0":
-                return f"{match[1]}{int(match[2]) - 1}"
-            return "visual.ln_pre" if match[1].startswith("visual") else "text.embedded"
-        layer, i = map(int, _BOTTLENECK.fullmatch(block).groups()[:2])
-        if i:
-            return f"visual.layer{layer}.{i - 1}"
-        return f"visual.layer{layer - 1}.{self.config.vision.layers[layer - 2] - 1}" if layer > 1 else "visual.avgpool"
-
-
-def _is_block(name: str) -> bool:
-    match = _BLOCK.fullmatch(name) or _BOTTLENECK.fullmatch(name)
-    return match is not None and not match[3]
 
 
 class Scope:
     """What a rule sees. Names that begin with a dot are those of its own block."""
 
-    def __init__(self, forward: Forward, block: str):
+    def __init__(self, forward: Forward, stage: Stage):
         self._forward = forward
-        self.block = block
+        self.stage = stage
+        self.block = stage.block
         self.config = forward.config
 
     def __getitem__(self, name: str) -> Tensor:
@@ -123,19 +111,11 @@ class Scope:
 
     @property
     def input(self) -> Tensor:
-        return self._forward.block_input(self.block)
+        """What the block takes; for a stage in no block, the stage before it."""
+        return self.input_of(self.stage.name)
 
-    @property
-    def last_block(self) -> Tensor:
-        """The output of the last block of the image tower."""
-        vision = self.config.vision
-        if isinstance(vision, ResNetConfig):
-            return self[f"visual.layer4.{vision.layers[-1] - 1}"]
-        return self._forward.block_input(f"visual.transformer.resblocks.{vision.transformer.layers}")
-
-    @property
-    def last_text_block(self) -> Tensor:
-        return self._forward.block_input(f"transformer.resblocks.{self.config.text.transformer.layers}")
+    def input_of(self, name: str) -> Tensor:
+        return self._forward.input_of(name)
 
     @property
     def causal(self) -> bool:
@@ -148,7 +128,7 @@ class Scope:
 
     @property
     def heads(self) -> int:
-        return self.stack.heads if self.block else self.config.vision.heads  # outside of blocks: the attention pool
+        return self.stack.heads if self.block else self.config.vision.heads  # in no block: the attention pool's
 
     @property
     def stride(self) -> int:

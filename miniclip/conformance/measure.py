@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from miniclip.openai.stages import token_sides
+from miniclip.stages import token_sides
 
 
 class Tolerance(NamedTuple):

@@ -1,7 +1,8 @@
 """Every stage recomputed from the stages before it: `RULES` is the definition of each, as one line of code.
 
-The trace takes from here what is no tensor in the model, and checks the rest; the diagnosis replaces rules by mistakes.
-All is float32 on the CPU, and tests/test_trace.py holds each equal to what the model computes.
+A stage says in its family's table which rule is its own. `trace` computes by them what is no tensor in the model, and
+checks the rest by them; `diagnose` replaces them by mistakes. Everything is float32 on the CPU, and
+tests/conformance/test_trace.py holds each rule equal to what the model computes.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from PIL import Image
 from torch import Tensor
 
 from miniclip import ops, preprocess
-from miniclip.config import ResNetConfig
 from miniclip.conformance.forward import Rule, Scope
-from miniclip.openai.stages import PICTURE_MODES
 from miniclip.tokenizer import tokenize
+
+# Pillow's modes, by their number of bands. A picture of another mode has no image.decoded and image.resized.
+PICTURE_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
 
 def picture(bands: Tensor) -> Image.Image:
@@ -58,7 +60,7 @@ def with_class_token(s: Scope) -> Tensor:
 
 
 def with_mean(s: Scope) -> Tensor:
-    positions = grid(s.last_block)
+    positions = grid(s.input)
     return torch.cat([positions.mean(dim=1, keepdim=True), positions], dim=1)
 
 
@@ -77,7 +79,8 @@ def pool_probabilities(s: Scope, scale: float | None = None) -> Tensor:
 
 
 def tower_output(s: Scope) -> Tensor:
-    return s["visual.attnpool.c_proj" if isinstance(s.config.vision, ResNetConfig) else "visual.proj"]
+    """The image's embedding before it is normalised."""
+    return s.input_of("image_embedding")
 
 
 def shortcut(s: Scope) -> Tensor:
@@ -101,7 +104,7 @@ RULES: dict[str, Rule] = {
     "visual.conv1": lambda s: s.conv(s["image.pixels"], "visual.conv1", stride=s.config.vision.patch_size),
     "visual.embedded": lambda s: with_class_token(s) + s.weight("visual.positional_embedding"),
     "visual.ln_pre": lambda s: s.layer_norm(s["visual.embedded"], "visual.ln_pre"),
-    "visual.pooled": lambda s: s.last_block[:, 0],
+    "visual.pooled": lambda s: s.input[:, 0],
     "visual.ln_post": lambda s: s.layer_norm(s["visual.pooled"], "visual.ln_post"),
     "visual.proj": lambda s: s["visual.ln_post"] @ s.weight("visual.proj"),
     # a block of either transformer
@@ -151,12 +154,12 @@ RULES: dict[str, Rule] = {
     "visual.attnpool.probabilities": pool_probabilities,
     "visual.attnpool.context": lambda s: (s["visual.attnpool.probabilities"] @ s["visual.attnpool.v"]).flatten(1),
     "visual.attnpool.c_proj": lambda s: s.linear(s["visual.attnpool.context"], "visual.attnpool.c_proj"),
-    "image_embedding": lambda s: ops.normalize(tower_output(s)),
+    "image_embedding": lambda s: ops.normalize(s.input),
     # the text
     "text.ids": lambda s: tokenize(strings(s["text.utf8"]), s.config.text.context_length, truncate=True),
     "token_embedding": lambda s: s.weight("token_embedding.weight")[s["text.ids"].long()],
     "text.embedded": lambda s: s["token_embedding"] + positions(s),
-    "ln_final": lambda s: s.layer_norm(s.last_text_block, "ln_final"),
+    "ln_final": lambda s: s.layer_norm(s.input, "ln_final"),
     "text.pooled": lambda s: row(s["ln_final"], s["text.ids"].argmax(-1)),
     "text_projection": lambda s: s["text.pooled"] @ s.weight("text_projection"),
     "text_embedding": lambda s: ops.normalize(s["text_projection"]),

@@ -10,33 +10,14 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from miniclip.conformance.forward import Forward, key_of
-from miniclip.conformance.rules import RULES, bands, utf8
-from miniclip.mobileclip import stages as mobileclip
-from miniclip.mobileclip.towers import MobileCLIP
+from miniclip.conformance.forward import Forward, stages_of
+from miniclip.conformance.rules import PICTURE_MODES, RULES, bands, utf8
 from miniclip.models import CLIP
 from miniclip.models.transformer import Attention
-from miniclip.openai.stages import PICTURE_MODES, stages, tower_of
 from miniclip.preprocess import Preprocess, center_crop, resize, to_pixels
+from miniclip.stages import Stage, tower_of
 from miniclip.tokenizer import tokenize
 
-# Stages that are not the output of a module but the input of one: the key of the stage, and the module.
-INPUT_OF = {
-    "visual.embedded": "visual.ln_pre",
-    "visual.pooled": "visual.ln_post",
-    "resblock.attn.context": ".attn.out_proj",
-    "resblock.residual": ".ln_2",
-    "resblock.mlp.activation": ".mlp.c_proj",
-    "stem.relu1": "visual.conv2",
-    "stem.relu2": "visual.conv3",
-    "stem.relu3": "visual.avgpool",
-    "bottleneck.relu1": ".conv2",
-    "bottleneck.relu2": ".avgpool",
-    "visual.attnpool.embedded": "visual.attnpool.k_proj",
-    "visual.attnpool.context": "visual.attnpool.c_proj",
-    "text.embedded": "transformer",
-}
-NEVER_IN_THE_MODEL = (".q", ".k", ".v", ".probabilities", "text.pooled")  # what stages that are recomputed end with
 OPTIONAL = ("image.decoded", "image.resized", "image.cropped", "text.utf8")  # not there if tensors were given
 
 # How far a stage may be from its definition, as |difference| / |stage|; half precision rounds within a stage.
@@ -47,14 +28,13 @@ AGREEMENT = {torch.float64: 1e-5, torch.float32: 1e-5, torch.float16: 1e-2, torc
 def trace(
     model: CLIP, image: Image.Image | Tensor | None = None, text: str | Iterable[str] | Tensor | None = None
 ) -> dict[str, Tensor]:
-    """Run the model and return its stages, by the names of `miniclip.openai.stages`, in forward order, on the CPU.
+    """Run the model and return its stages, which its family names, in forward order, on the CPU.
 
     image  a PIL image, or pixels [N, 3, R, R] as `preprocess` gives them
     text   a string, several, or token ids [N, L] as `tokenize` gives them, also without columns of padding
 
-    The values are those of the model's own forward pass, in its dtype. Queries, keys, values and attention
-    probabilities are no tensors there: they are recomputed, in float32. Every stage is checked against its definition
-    in `miniclip.conformance.rules`.
+    The values are those of the model's own forward pass, in its dtype. Attention probabilities, and what else is no
+    tensor there, are recomputed in float32. Every stage that has a rule in `miniclip.conformance.rules` is checked.
 
     Raises TypeError or ValueError for other inputs, and RuntimeError for a model that does not compute these stages.
     """
@@ -65,22 +45,30 @@ def trace(
     if model.training:
         raise ValueError("the model is in training mode: call model.eval() first")
     known = _image_inputs(model, image) | _text_inputs(model, text)
-    if isinstance(model, MobileCLIP):
-        return mobileclip.run(model, known)
-    inputs = set(known)
     towers = {"visual": image is not None, "text": text is not None, "both": image is not None and text is not None}
-    names = [stage.name for stage in stages(model.config) if towers[tower_of(stage.name)]]
-    known |= _run(model, names, known.get("image.pixels"), known.get("text.ids"))
+    stages = [stage for stage in stages_of(model.config).values() if towers[tower_of(stage.name)]]
+    return _complete(model, stages, known, known | _run(model, stages, known))
 
-    forward = Forward(model, RULES, known)
-    for name in names:
-        if name not in known and name.endswith(NEVER_IN_THE_MODEL):
-            known[name] = forward[name].to(model.dtype)
-        elif name not in known and name not in OPTIONAL:
-            raise RuntimeError(f"the model ran without computing {name}: trace() needs its plain form")
-        if name in known and name not in inputs:
-            _check(known[name], forward.compute(name), name)
-    return {name: known[name] for name in names if name in known}
+
+def _complete(
+    model: CLIP, stages: list[Stage], inputs: dict[str, Tensor], found: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """What was found in the model, checked by the rules, and the stages that only follow from it by a rule."""
+    forward = Forward(model, RULES, found)
+    modules = {name for name, _ in model.named_modules()}
+    complete = {}
+    for stage in stages:
+        name = stage.name
+        if name not in found:
+            if name in OPTIONAL:
+                continue
+            if stage.rule not in RULES or stage.input_of or name in modules:
+                raise RuntimeError(f"the model ran without computing {name}: trace() needs its plain form")
+            found[name] = forward[name].to(model.dtype)
+        if name not in inputs and stage.rule in RULES:
+            _check(found[name], forward.compute(name), name)
+        complete[name] = found[name]
+    return complete
 
 
 def _image_inputs(model: CLIP, image: Image.Image | Tensor | None) -> dict[str, Tensor]:
@@ -110,12 +98,11 @@ def _text_inputs(model: CLIP, text: str | Iterable[str] | Tensor | None) -> dict
     return {"text.utf8": utf8(texts), "text.ids": ids}
 
 
-def _run(model: CLIP, names: list[str], pixels: Tensor | None, ids: Tensor | None) -> dict[str, Tensor]:
+def _run(model: CLIP, stages: list[Stage], inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     """What the model's modules take and return, and what the model itself returns."""
     device = model.logit_scale.device
-    pixels = None if pixels is None else pixels.to(device)
-    ids = None if ids is None else ids.to(device)
-    with _plain_form(model), _recording(model, names) as found:
+    pixels, ids = (inputs[name].to(device) if name in inputs else None for name in ("image.pixels", "text.ids"))
+    with _plain_form(model), _recording(model, stages) as found:
         if pixels is not None:
             found["visual.proj"] = model.encode_image(pixels)  # a ResNet has no stage of this name
             found["image_embedding"] = model.encode_image(pixels, normalize=True)
@@ -124,7 +111,10 @@ def _run(model: CLIP, names: list[str], pixels: Tensor | None, ids: Tensor | Non
             found["text_embedding"] = model.encode_text(ids, normalize=True)
         if pixels is not None and ids is not None:
             found["logits_per_image"] = model(pixels, ids)[0]
-    return {name: found[name].cpu().contiguous().clone() for name in names if name in found}
+    for stage in stages:
+        if stage.compute and stage.name in found:
+            found[stage.name] = stage.compute(model.get_submodule(stage.input_of), found[stage.name])
+    return {name: x.cpu().contiguous().clone() for name, x in found.items()}
 
 
 @contextmanager
@@ -146,18 +136,15 @@ def _plain_form(model: CLIP) -> Iterator[None]:
 
 
 @contextmanager
-def _recording(model: CLIP, names: list[str]) -> Iterator[dict[str, Tensor]]:
-    """Inside it, every call of a module notes the stages that are its input and its output."""
+def _recording(model: CLIP, stages: list[Stage]) -> Iterator[dict[str, Tensor]]:
+    """Inside it, every call of a module records the stages that it takes, computes or returns."""
     modules = dict(model.named_modules())
     recorded: dict[str, Tensor] = {}
     handles = []
-    for name in names:
-        key, block = key_of(name, model.config)
-        if key in INPUT_OF:
-            module = modules[block + INPUT_OF[key] if block else INPUT_OF[key]]
-            handles.append(module.register_forward_pre_hook(partial(_note_input, recorded, name)))
-        elif name in modules:
-            handles.append(modules[name].register_forward_hook(partial(_note_output, recorded, name)))
+    for stage in stages:
+        module = modules.get(stage.input_of or stage.name)
+        if module is not None:
+            handles.append(module.register_forward_hook(partial(_record, recorded, stage)))
     try:
         yield recorded
     finally:
@@ -165,12 +152,8 @@ def _recording(model: CLIP, names: list[str]) -> Iterator[dict[str, Tensor]]:
             handle.remove()
 
 
-def _note_input(recorded: dict[str, Tensor], name: str, module: nn.Module, inputs: tuple) -> None:
-    recorded[name] = inputs[0]
-
-
-def _note_output(recorded: dict[str, Tensor], name: str, module: nn.Module, inputs: tuple, output: Tensor) -> None:
-    recorded[name] = output
+def _record(recorded: dict[str, Tensor], stage: Stage, module: nn.Module, inputs: tuple, output: Tensor) -> None:
+    recorded[stage.name] = inputs[0] if stage.input_of else output
 
 
 def _check(got: Tensor, expected: Tensor, name: str) -> None:
@@ -178,5 +161,5 @@ def _check(got: Tensor, expected: Tensor, name: str) -> None:
     if not difference <= AGREEMENT[got.dtype] * float(expected.norm()):
         raise RuntimeError(
             f"{name} is {difference:.2g} away from its definition (of length {float(expected.norm()):.2g}): the model "
-            "does not compute the stages of miniclip.openai.stages, or has NaNs"
+            "does not compute what its family's stages say, or has NaNs"
         )

@@ -1,10 +1,10 @@
-"""The names of all stages of a forward pass, in the order in which they are computed: the tables below are the spec.
+"""The stages of OpenAI's architecture: their names, shapes and definitions, in the order in which they are computed.
 
 A stage is named by the path of the module whose output it is (`visual.ln_pre`), by that of the parameter that was
 applied last (`visual.proj`, `text_projection`), or, where neither exists, by a word of its own in the place where it is
 computed (`visual.transformer.resblocks.0.attn.probabilities`). All of them in order:
 
-    picture      IMAGE                                       from image.pixels on, if pixels were given
+    picture      IMAGE of `miniclip.stages`                  from image.pixels on, if pixels were given
     ViT          VIT, with a BLOCK for each `visual.transformer.resblocks.0`, `.1`, ... where "*" stands
     ResNet       STEM, a BOTTLENECK for each `visual.layer1.0`, `.1`, `.layer2.0`, ..., then POOL
     image        IMAGE_END
@@ -15,33 +15,20 @@ computed (`visual.transformer.resblocks.0.attn.probabilities`). All of them in o
 Letters of the shapes, beside those of `miniclip.config` (N L D E H R P):
 
     d  width of a head, D / H     M  hidden width of the MLP     G  patches a side, R / P
-    h, w  height and width        B  bands of the picture's mode: 1 grey, 2 grey and alpha, 3 RGB, 4 RGBA
     W  width of a ResNet          C  channels of a bottleneck: W, 2W, 4W, 8W in layer1 ... layer4
     s  side of its input          t  side of its output, s / stride
     K  channels of the last map, 32 W      L = G^2 + 1 in a ViT, (R / 32)^2 + 1 in the pool
 
-In files the other text stages have rows up to the last end token only: what follows is padding, without influence.
-Arrays are row-major, the last dimension of the shape adjacent in memory. N is kept when it is 1; the stages before
-`image.pixels` have none. The dtype is the model's, float32 or half precision, where nothing else is said.
+In files the text stages after `text.ids` end at the last end-of-text token: what follows is padding, without influence.
+See also `miniclip.stages`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from miniclip.config import CLIPConfig, ResNetConfig, TransformerConfig, ViTConfig
-from miniclip.family import Stage
-
-# Pillow's modes, by their number of bands. A picture of another mode has no image.decoded and image.resized.
-PICTURE_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
-
-IMAGE = (
-    # name             shape      dtype is uint8 but for the last; definition
-    ("image.decoded",  "h w B",   "the picture's own bands, 0..255, as decoded"),
-    ("image.resized",  "h w B",   "shorter side R, longer side floor(R * long / short); Pillow's bicubic, own bands"),
-    ("image.cropped",  "R R 3",   "the R x R middle, left = round_half_even((w - R) / 2), top likewise; then to RGB"),
-    ("image.pixels",   "N 3 R R", "(cropped / 255 - mean) / std, channels first: red, green, blue"),
-)  # fmt: skip
+from miniclip.stages import IMAGE, LOGITS, Stage, rows
 
 VIT = (
     ("visual.conv1",    "N D G G", "P x P convolution of stride P, no bias, no padding"),
@@ -69,17 +56,17 @@ BLOCK = (  # names follow the block's own, as in visual.transformer.resblocks.0.
     ("",                    "N L D",   "residual + mlp.c_proj: the block's output; pre-norm"),
 )  # fmt: skip
 
-STEM = (
-    ("visual.conv1",   "N W/2 R/2 R/2", "3 x 3 convolution, stride 2, padding 1, no bias"),
-    ("visual.bn1",     "N W/2 R/2 R/2", "BatchNorm with the running mean and variance, eps 1e-5"),
-    ("visual.relu1",   "N W/2 R/2 R/2", "ReLU"),
-    ("visual.conv2",   "N W/2 R/2 R/2", "3 x 3 convolution, stride 1, padding 1, no bias"),
-    ("visual.bn2",     "N W/2 R/2 R/2", "BatchNorm"),
-    ("visual.relu2",   "N W/2 R/2 R/2", "ReLU"),
-    ("visual.conv3",   "N W R/2 R/2",   "3 x 3 convolution, stride 1, padding 1, no bias"),
-    ("visual.bn3",     "N W R/2 R/2",   "BatchNorm"),
-    ("visual.relu3",   "N W R/2 R/2",   "ReLU"),
-    ("visual.avgpool", "N W R/4 R/4",   "mean over 2 x 2"),
+STEM = (  # names follow "visual"
+    (".conv1",   "N W/2 R/2 R/2", "3 x 3 convolution, stride 2, padding 1, no bias"),
+    (".bn1",     "N W/2 R/2 R/2", "BatchNorm with the running mean and variance, eps 1e-5"),
+    (".relu1",   "N W/2 R/2 R/2", "ReLU"),
+    (".conv2",   "N W/2 R/2 R/2", "3 x 3 convolution, stride 1, padding 1, no bias"),
+    (".bn2",     "N W/2 R/2 R/2", "BatchNorm"),
+    (".relu2",   "N W/2 R/2 R/2", "ReLU"),
+    (".conv3",   "N W R/2 R/2",   "3 x 3 convolution, stride 1, padding 1, no bias"),
+    (".bn3",     "N W R/2 R/2",   "BatchNorm"),
+    (".relu3",   "N W R/2 R/2",   "ReLU"),
+    (".avgpool", "N W R/4 R/4",   "mean over 2 x 2"),
 )  # fmt: skip
 
 BOTTLENECK = (  # names follow the block's own, as in visual.layer1.0.conv1; downsample in the first block of each layer
@@ -123,53 +110,52 @@ TEXT = (
     ("text_embedding",  "N E",   "text_projection divided by its Euclidean length"),
 )  # fmt: skip
 
-LOGITS = (("logits_per_image", "images texts", "exp(logit_scale) * image_embedding @ text_embedding^T"),)
+# Stages that are the input of a module, by their rules; a path that begins with a dot follows the block's.
+INPUT_OF = {
+    "visual.embedded": "visual.ln_pre",
+    "visual.pooled": "visual.ln_post",
+    "resblock.attn.context": ".attn.out_proj",
+    "resblock.residual": ".ln_2",
+    "resblock.mlp.activation": ".mlp.c_proj",
+    "stem.relu1": ".conv2",
+    "stem.relu2": ".conv3",
+    "stem.relu3": ".avgpool",
+    "bottleneck.relu1": ".conv2",
+    "bottleneck.relu2": ".avgpool",
+    "visual.attnpool.embedded": "visual.attnpool.k_proj",
+    "visual.attnpool.context": "visual.attnpool.c_proj",
+    "text.embedded": "transformer",
+}
+
+
+def stages(config: CLIPConfig) -> list[Stage]:
+    """All stages of a picture and a text, in forward order."""
+    return [*image_stages(config), *text_stages(config), *rows(LOGITS, {})]
 
 
 def image_stages(config: CLIPConfig) -> Iterator[Stage]:
     """From the picture to `image_embedding`."""
     vision = config.vision
     sizes = {"R": vision.image_size, "E": config.embed_dim}
-    yield from _named(IMAGE, sizes)
+    yield from rows(IMAGE, sizes)
     if isinstance(vision, ViTConfig):
         grid = vision.image_size // vision.patch_size
-        yield from _tower(VIT, vision.transformer, sizes | {"G": grid, "L": grid**2 + 1})
+        yield from _placed(_tower(VIT, vision.transformer, sizes | {"G": grid, "L": grid**2 + 1}))
     else:
-        yield from _resnet(vision, sizes)
-    yield from _named(IMAGE_END, sizes)
+        yield from _placed(_resnet(vision, sizes))
+    yield from rows(IMAGE_END, sizes)
 
 
 def text_stages(config: CLIPConfig) -> Iterator[Stage]:
-    """From the ids to `text_embedding`."""
-    return _tower(TEXT, config.text.transformer, {"E": config.embed_dim})
+    """From the strings to `text_embedding`."""
+    return _placed(_tower(TEXT, config.text.transformer, {"E": config.embed_dim}))
 
 
-def stages(config: CLIPConfig) -> list[Stage]:
-    """All stages of a picture and a text, in forward order."""
-    return [*image_stages(config), *text_stages(config), *_named(LOGITS, {})]
-
-
-def tower_of(name: str) -> str:
-    """The tower that a stage belongs to: "visual", "text" or, for the logits, "both"."""
-    return "visual" if name.startswith(("visual", "image")) else "both" if name.startswith("logits") else "text"
-
-
-def token_sides(stage: str) -> tuple[int, ...]:
-    """The dimensions of a text stage that count tokens."""
-    if tower_of(stage) != "text" or stage in ("text.utf8", "text.pooled", "text_projection", "text_embedding"):
-        return ()
-    if stage.endswith(".probabilities"):
-        return (2, 3)
-    return (2,) if stage.endswith((".q", ".k", ".v")) else (1,)
-
-
-def _named(table: tuple, sizes: dict[str, int], prefix: str = "") -> Iterator[Stage]:
-    for name, shape, definition in table:
-        yield Stage(prefix + name, tuple(_size(side, sizes) for side in shape.split()), definition)
-
-
-def _size(side: str, sizes: dict[str, int]) -> int | str:
-    return int(side) if side.isdecimal() else sizes.get(side, side)
+def _placed(stages: Iterable[Stage]) -> Iterator[Stage]:
+    """The stages, those of INPUT_OF with the module that takes them."""
+    for stage in stages:
+        path = INPUT_OF.get(stage.rule, "")
+        yield stage._replace(input_of=stage.block + path if path.startswith(".") else path)
 
 
 def _tower(table: tuple, transformer: TransformerConfig, sizes: dict[str, int]) -> Iterator[Stage]:
@@ -179,14 +165,15 @@ def _tower(table: tuple, transformer: TransformerConfig, sizes: dict[str, int]) 
     for row in table:
         if row[0].endswith(".*"):
             for i in range(transformer.layers):
-                yield from _named(BLOCK, sizes, f"{row[0][:-1]}{i}")
+                yield from rows(BLOCK, sizes, f"{row[0][:-1]}{i}", "resblock")
         else:
-            yield from _named((row,), sizes)
+            yield from rows((row,), sizes)
 
 
 def _resnet(vision: ResNetConfig, sizes: dict[str, int]) -> Iterator[Stage]:
     side, width, channels = vision.image_size, vision.width, 32 * vision.width
-    yield from _named(STEM, sizes | {"W": width, "W/2": width // 2, "R/2": side // 2, "R/4": side // 4})
+    stem = {"W": width, "W/2": width // 2, "R/2": side // 2, "R/4": side // 4}
+    yield from rows(STEM, sizes | stem, "visual", "stem")
     side, inputs = side // 4, width
     for layer, blocks in enumerate(vision.layers, start=1):
         for i in range(blocks):
@@ -195,9 +182,9 @@ def _resnet(vision: ResNetConfig, sizes: dict[str, int]) -> Iterator[Stage]:
             scope = sizes | {"I": inputs, "C": block, "4C": 4 * block, "s": side, "t": side // stride}
             absent = [".downsample.-1", ".avgpool"] if stride == 1 else []
             absent += [".downsample.0", ".downsample.1"] if i else []
-            rows = tuple(row for row in BOTTLENECK if row[0] not in absent)
-            yield from _named(rows, scope, f"visual.layer{layer}.{i}")
+            table = tuple(row for row in BOTTLENECK if row[0] not in absent)
+            yield from rows(table, scope, f"visual.layer{layer}.{i}", "bottleneck")
             side, inputs = side // stride, 4 * block
     grid = vision.image_size // 32
     pool = {"K": channels, "H": vision.heads, "d": channels // vision.heads, "L": grid**2 + 1}
-    yield from _named(POOL, sizes | pool)
+    yield from rows(POOL, sizes | pool)

@@ -21,7 +21,7 @@ from miniclip.conformance import compare, trace
 from miniclip.conformance.mistakes import MISTAKES
 from miniclip.conformance.rules import utf8
 from miniclip.loading import blank_model, build_model, shapes_of
-from miniclip.openai.stages import tower_of
+from miniclip.stages import tower_of
 from miniclip.tokenizer import tokenize
 
 ROOT = Path(__file__).parents[2]

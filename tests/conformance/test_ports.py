@@ -23,6 +23,7 @@ from miniclip.conformance.measure import INPUTS, PRECISIONS
 from miniclip.io import save_tensors
 from miniclip.loading import blank_model, build_model, open_checkpoint, shapes_of
 from miniclip.openai import stages as tables
+from miniclip.stages import IMAGE, LOGITS
 from miniclip.training.sizes import SIZES
 
 ROOT = Path(__file__).parents[2]
@@ -227,8 +228,8 @@ def test_c_port_refuses_a_damaged_file(content, c_port, tmp_path):
 
 
 def stage_names() -> list[str]:
-    rows = [tables.IMAGE, tables.VIT, tables.BLOCK, tables.STEM, tables.BOTTLENECK, tables.POOL, tables.IMAGE_END]
-    rows += [tables.TEXT, tables.LOGITS]
+    rows = [IMAGE, tables.VIT, tables.BLOCK, tables.STEM, tables.BOTTLENECK, tables.POOL, tables.IMAGE_END]
+    rows += [tables.TEXT, LOGITS]
     return [name for table in rows for name, *_ in table if name and not name.endswith("*")]
 
 

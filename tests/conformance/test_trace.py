@@ -14,13 +14,14 @@ from PIL import Image
 import miniclip
 from miniclip.conformance import TraceError, load_trace, save_trace, trace
 from miniclip.conformance.files import weights_sha256, without_padding
-from miniclip.conformance.forward import Forward, key_of
+from miniclip.conformance.forward import Forward, inputs_of
 from miniclip.conformance.plot import attention_of, plot_attention
 from miniclip.conformance.rules import RULES, bands, picture, strings, utf8
 from miniclip.loading import blank_model, build_model, shapes_of
 from miniclip.models import set_backend
-from miniclip.openai.stages import stages, tower_of
+from miniclip.openai.stages import stages
 from miniclip.preprocess import Preprocess
+from miniclip.stages import tower_of
 
 DOG = Path(__file__).parents[2] / "examples" / "images" / "dog.png"
 PICTURE = Image.open(DOG).crop((0, 0, 201, 170))
@@ -206,15 +207,26 @@ def test_models_in_training_or_with_nans_cannot_be_traced():
         trace(model, PICTURE)
 
 
-def test_keys():
-    vit, resnet = CASES["vit"], CASES["resnet"]
-    assert key_of("visual.conv1", vit) == ("visual.conv1", "")
-    assert key_of("visual.conv1", resnet) == ("stem.conv1", "")
-    assert key_of("visual.layer2.1.downsample.-1", resnet) == ("bottleneck.downsample.-1", "visual.layer2.1")
-    assert key_of("transformer.resblocks.11", vit) == ("resblock", "transformer.resblocks.11")
+def test_rules():
     for config in CASES.values():
         inputs = {"image.decoded", "text.utf8"}
-        assert all(key_of(stage.name, config)[0] in RULES for stage in stages(config) if stage.name not in inputs)
+        assert all(stage.rule in RULES for stage in stages(config) if stage.name not in inputs)
+    vit, resnet = ({stage.name: stage for stage in stages(CASES[case])} for case in ("vit", "resnet"))
+    assert vit["visual.conv1"].rule == "visual.conv1" and resnet["visual.conv1"].rule == "stem.conv1"
+    assert resnet["visual.layer2.0.downsample.-1"].rule == "bottleneck.downsample.-1"
+    assert vit["transformer.resblocks.1"].rule == "resblock"
+
+
+def test_what_each_stage_takes():
+    before = inputs_of(CASES["vit"])
+    assert before["visual.transformer.resblocks.0.mlp.c_fc"] == "visual.ln_pre"
+    assert before["visual.transformer.resblocks.2"] == "visual.transformer.resblocks.1"
+    assert before["visual.pooled"] == "visual.transformer.resblocks.2"
+    assert before["transformer.resblocks.0.ln_1"] == "text.embedded"
+    assert before["image_embedding"] == "visual.proj"
+    before = inputs_of(CASES["resnet"])
+    assert before["visual.layer1.0.conv1"] == "visual.avgpool" and before["image_embedding"] == "visual.attnpool.c_proj"
+    assert before["visual.layer2.0.bn3"] == "visual.layer1.0" and before["visual.layer3.2"] == "visual.layer3.1"
 
 
 # Files
@@ -258,23 +270,23 @@ def test_padding_is_left_out_of_files(models, traces):
 
 
 def test_attention_of_a_vit(models, traces):
-    config, traced = CASES["vit"], traces["vit"]
-    maps = attention_of(traced, config)
+    traced = traces["vit"]
+    maps = attention_of(traced)
     assert maps.shape == (2, 5, 5)
     probabilities = traced["visual.transformer.resblocks.2.attn.probabilities"]
     assert torch.equal(maps[1, 3, 4], probabilities[0, 1, 0, 1 + 3 * 5 + 4])
-    assert torch.equal(maps, attention_of(traced, config, -1)) and torch.equal(maps, attention_of(traced, config, 2))
-    assert not torch.equal(maps, attention_of(traced, config, 0))
+    assert torch.equal(maps, attention_of(traced, -1)) and torch.equal(maps, attention_of(traced, 2))
+    assert not torch.equal(maps, attention_of(traced, 0))
     with pytest.raises(TraceError, match="layers 0 to 2"):
-        attention_of(traced, config, 3)
+        attention_of(traced, 3)
 
 
 def test_attention_of_a_resnet(traces):
-    maps = attention_of(traces["resnet"], CASES["resnet"])
+    maps = attention_of(traces["resnet"])
     assert maps.shape == (4, 3, 3)
     assert torch.equal(maps[:, 2, 1], traces["resnet"]["visual.attnpool.probabilities"][0, :, 0, 1 + 2 * 3 + 1])
-    with pytest.raises(TraceError, match="only one layer"):
-        attention_of(traces["resnet"], CASES["resnet"], 1)
+    with pytest.raises(TraceError, match="layers 0 to 0"):
+        attention_of(traces["resnet"], 1)
 
 
 @pytest.mark.parametrize("case", ["vit", "resnet"])

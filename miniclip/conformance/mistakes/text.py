@@ -61,7 +61,7 @@ TEXT = (
     _embedded("text positions from 1 instead of 0", lambda s: _shifted(s, -1)),
     _embedded("text positions one late", lambda s: _shifted(s, 1)),
     _embedded("text: every token has position 0", lambda s: s["token_embedding"] + positions(s)[:1]),
-    Mistake("ln_final missing", {"ln_final": lambda s: s.last_text_block}, TextTransformer, "self.ln_final("),
+    Mistake("ln_final missing", {"ln_final": lambda s: s.input}, TextTransformer, "self.ln_final("),
     _pooled("text pooled at the first token", lambda s: s["ln_final"][:, 0]),
     _pooled("text pooled at the last token, not the end token", lambda s: s["ln_final"][:, -1]),
     _pooled("text pooled before the end token", lambda s: row(s["ln_final"], _end(s) - 1)),

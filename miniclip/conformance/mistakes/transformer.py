@@ -23,7 +23,7 @@ def _norms(change) -> dict[str, Rule]:
         "visual.ln_post": lambda s: change(s, s["visual.pooled"], "visual.ln_post"),
         "resblock.ln_1": lambda s: change(s, s.input, ".ln_1"),
         "resblock.ln_2": lambda s: change(s, s[".residual"], ".ln_2"),
-        "ln_final": lambda s: change(s, s.last_text_block, "ln_final"),
+        "ln_final": lambda s: change(s, s.input, "ln_final"),
     }
 
 

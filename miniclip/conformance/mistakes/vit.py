@@ -59,7 +59,7 @@ def _tokens(name: str, rule, line: str = "+ self.positional_embedding") -> Mista
 
 
 def _pooled(name: str, choose: Callable[[Tensor], Tensor]) -> Mistake:
-    return Mistake(name, {"visual.pooled": lambda s: choose(s.last_block)}, VisionTransformer, "x[:, 0]")
+    return Mistake(name, {"visual.pooled": lambda s: choose(s.input)}, VisionTransformer, "x[:, 0]")
 
 
 def misread(s: Scope, name: str) -> Tensor:
