@@ -8,7 +8,6 @@ another PyTorch sums in another order: the headers of the traces say which were 
 
 import json
 import sys
-from dataclasses import asdict
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -17,11 +16,11 @@ import torch
 from PIL import Image
 
 from miniclip import load, preprocess
-from miniclip.config import MODELS, CLIPConfig
+from miniclip.config import MODELS, CLIPConfig, to_json
 from miniclip.conformance.files import save_trace, without_padding
 from miniclip.conformance.rules import utf8
 from miniclip.conformance.trace import trace
-from miniclip.loading import blank_model, open_checkpoint
+from miniclip.loading import blank_model
 from miniclip.openai.stages import stages
 from miniclip.tokenizer import tokenize
 from miniclip.weights.names import LAYOUTS, TRANSPOSE
@@ -31,6 +30,7 @@ TINY = ("tiny-ViT", "tiny-RN")
 GOLDENS, IMAGES = HERE / "goldens", HERE / "images"
 DRAWINGS = HERE.parents[1] / "examples" / "images"
 MOST_BYTES = 10_000_000
+STAGE = ("name", "shape", "definition")  # what models.json says of a stage
 
 # One file has all stages, of this picture and these texts; the other files have the stages of KEY.
 PICTURE, TEXTS = DRAWINGS / "dog.png", ["a dog", "It's 2 CAFÉS &amp; 10 crêpes!"]
@@ -125,12 +125,12 @@ def size_case(size: tuple[int, int], image_size: int) -> dict:
 
 def models() -> dict:
     """The config of every model; tensors and stages of some; the tables of names in other formats."""
-    tiny = {name: open_checkpoint(name)[0] for name in TINY}
-    described = tiny | {name: MODELS[name] for name in ("ViT-B/32", "RN50")}
+    configs = {name: model.config for name, model in MODELS.items()}
+    described = {name: configs[name] for name in (*TINY, "ViT-B/32", "RN50")}
     return {
-        "configs": {name: asdict(config) for name, config in (MODELS | tiny).items()},
+        "configs": {name: to_json(config) for name, config in configs.items()},
         "tensors": {name: tensors_of(config) for name, config in described.items()},
-        "stages": {name: [stage._asdict() for stage in stages(config)] for name, config in tiny.items()},
+        "stages": {name: [dict(zip(STAGE, stage, strict=False)) for stage in stages(configs[name])] for name in TINY},
         "layouts": {name: [names_of(row) for row in rows] for name, rows in LAYOUTS.items() if name != "openai"},
     }
 

@@ -17,14 +17,13 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from miniclip import preprocess
-from miniclip.config import PreprocessConfig
+from miniclip.config import MODELS, PreprocessConfig
 from miniclip.conformance import compare, load_stages, load_trace, save_trace, trace
 from miniclip.conformance.measure import INPUTS, PRECISIONS
 from miniclip.io import save_tensors
 from miniclip.loading import blank_model, build_model, open_checkpoint, shapes_of
 from miniclip.openai import stages as tables
 from miniclip.stages import IMAGE, LOGITS
-from miniclip.training.sizes import SIZES
 
 ROOT = Path(__file__).parents[2]
 SPECIFICATION = ROOT / "tests" / "conformance" / "README.md"
@@ -53,7 +52,7 @@ def cases(tmp_path_factory):
         save_tensors(weights, folders[name] / "weights.safetensors", {"note": 'with "quotes" and a \\'})
         shutil.copy(GOLDENS / name / "all.safetensors", folders[name] / "golden.safetensors")
     folder = folders["ResNet"] = tmp_path_factory.mktemp("ResNet")
-    config = SIZES["tiny-RN"]
+    config = MODELS["tiny-RN"].config
     weights = seeded.weights(shapes_of(blank_model(config, torch.float32).state_dict()))
     save_tensors(weights, folder / "weights.safetensors")
     model = build_model(weights, config)
