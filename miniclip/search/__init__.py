@@ -1,16 +1,18 @@
-"""Search: an index of pictures on disk, found by words, by pictures, or by both.
+"""Search: an index of pictures on disk, searched by words, by pictures, or by both.
 
-    index.py        the format, documented; reading it
+    index.py        the format of an index; reading it
     update.py       making an index, and keeping it up to date with its folders
-    query.py        what is asked for, as one vector
-    exact.py        the best rows of any number, in bounded memory
+    compare.py      the differences between folders and an index
+    shards.py       writing the shards of an index
+    query.py        a query as one vector
+    exact.py        the rows with the highest scores, in bounded memory
     approximate.py  the same through FAISS: faster, and nearly exact
     gallery.py      the answers as a page of pictures
 """
 
 from importlib import import_module
 
-# Imported when it is first asked for: where nothing has changed `miniclip index` does without PyTorch, and its seconds.
+# Imported at first use: `miniclip index` where nothing changed does not import PyTorch, which takes seconds.
 _LATER = {"Hit": "index", "Index": "index", "SearchError": "index"}
 _LATER |= {"embed_query": "query", "top_k": "exact", "update_index": "update"}
 __all__ = ["Hit", "Index", "SearchError", "embed_query", "top_k", "update_index"]

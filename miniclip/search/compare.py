@@ -1,4 +1,4 @@
-"""What differs between folders of pictures and an index. A picture is opened only where its size or time differs."""
+"""The differences between folders of pictures and an index. Only pictures whose size or time changed are opened."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from miniclip.search.index import SearchError, Shard
-from miniclip.search.shards import HASH_BYTES, Stat
+from miniclip.search.index import HASH_BYTES, SearchError, Shard
+from miniclip.search.shards import Stat
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
@@ -69,7 +69,7 @@ def _within(path: str, roots: Sequence[str] | dict[str, str]) -> bool:
 
 
 class Place(NamedTuple):
-    """Where an index has a picture, and what its file was like."""
+    """The place of a picture in an index, and its file's size and time when it was indexed."""
 
     shard: int
     row: int
@@ -78,21 +78,21 @@ class Place(NamedTuple):
 
 @dataclass
 class Changes:
-    """What has to be done to an index."""
+    """What an update has to do."""
 
-    edits: dict[int, dict[int, tuple[str, Stat] | None]]  # shard: row: its new path and stat, or None: it goes
-    todo: list[tuple[str, Stat]] = field(default_factory=list)  # to be encoded
+    edits: dict[int, dict[int, tuple[str, Stat] | None]]  # shard: row: its new path and stat; None deletes the row
+    todo: list[tuple[str, Stat]] = field(default_factory=list)  # the pictures to encode
     unchanged: int = 0
     changed: list[str] = field(default_factory=list)
-    moved: list[tuple[str, str]] = field(default_factory=list)  # from, to
+    moved: list[tuple[str, str]] = field(default_factory=list)  # old and new path
     deleted: list[str] = field(default_factory=list)
-    rejected: Rejected = field(default_factory=dict)  # known not to be readable, and unchanged
+    rejected: Rejected = field(default_factory=dict)  # could not be read before, and unchanged
 
 
 def compare(found: Scan, shards: Sequence[Shard], rejected: Rejected) -> Changes:
-    """Tell what to do. What the index has outside of the folders stays, unless it was moved into one of them.
+    """What an update has to do. Pictures outside the folders stay in the index, unless they were moved into one.
 
-    rejected: what could not be read the last time; it is not tried again before it changes.
+    rejected: the files that could not be read the last time. They are not tried again before they change.
     """
     places = {
         path: Place(number, row, tuple(stat))
@@ -122,7 +122,7 @@ def compare(found: Scan, shards: Sequence[Shard], rejected: Rejected) -> Changes
 
     sizes = {size for size, _ in new.values()}
     gone = {path: place for path, place in places.items() if path not in found.files and found.covers(path)}
-    candidates = defaultdict(list)  # by size: what may have been moved
+    candidates = defaultdict(list)  # for a move, by size
     for path, place in places.items():
         if place.stat[0] in sizes and path not in found.files and (path in gone or not os.path.lexists(path)):
             candidates[place.stat[0]].append(path)

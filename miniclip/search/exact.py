@@ -1,32 +1,31 @@
-"""The rows with the highest products, exactly: half precision read from a mapped file once, in bounded memory."""
+"""Exact search: the rows with the highest products. The embeddings are read once, in bounded memory."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 PIECE = 1 << 14  # rows that a thread takes at a time
-CONVERTED = 1 << 19  # numbers that it has as float32 at a time: 2 MiB, which stay in the cache for the product
+CONVERTED = 1 << 19  # numbers that a thread converts to float32 at a time: 2 MiB, which fit in the cache
 AGAIN = 1 << 12  # products that are computed again at a time
-SPAN = 128  # rows of which only the best is looked at first
+SPAN = 128  # rows whose maximum is computed before single rows are compared
 
 
 def top_k(blocks: Iterable[Tensor], queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k rows with the highest product with each query, best first; of equal ones the lower row first.
 
-    blocks: [n, E] of one float dtype, finite, of at most unit length; together they are the rows that are searched
+    blocks: [n, E] of one float dtype, finite, of at most unit length; all their rows are searched
     queries: float [Q, E], on the CPU
     Returns scores float32 and row numbers int64, both [Q, k], or less wide if there are fewer rows.
 
-    Products that may be off by a known error find the candidates, products in float64 rank them. So it is exact, and a
-    score does not depend on where a row lies, as a matrix product's rounding does. Each thread takes the next piece:
-    PyTorch's own threads would wait for each other after every one of these short operations, which takes longer.
+    Quick products, whose error is bounded, find the candidates, and products in float64 rank them. So the result is
+    exact, and a score does not depend on the row's place, as the rounding of a matrix product does. Each thread takes
+    the next piece. PyTorch's own threads would wait for each other after every short operation, which takes longer.
     """
     queries = queries.float()
     best = _Best(queries, k)
@@ -37,22 +36,20 @@ def top_k(blocks: Iterable[Tensor], queries: Tensor, k: int) -> tuple[Tensor, Te
         for first, piece in pieces:
             best.add(first, piece, *multiply(piece))
 
-    with _one_thread_an_operation() as threads, ThreadPoolExecutor(threads) as pool:
-        for future in [pool.submit(work) for _ in range(threads)]:
-            future.result()
+    _in_single_threaded_workers(work)
     _, row, score = best.rows
     return score.view(len(queries), -1), row.view(len(queries), -1)
 
 
 class _Multiply:
-    """Products of queries and rows, and how far they can be off for rows of at most unit length, float32 [Q]."""
+    """Products of queries and rows, and bounds of their errors for rows of at most unit length, float32 [Q]."""
 
     def __init__(self, queries: Tensor):
         self.queries = queries
         norm = queries.norm(dim=1)
         self.error = norm * queries.shape[1] * 2**-24  # E roundings to float32
         self.half = queries.half()
-        # In half precision the query is rounded before and the product after, while the sum is float32.
+        # In half precision the query and the product are rounded, and the sum is float32.
         self.half_error = self.error + (queries - self.half).norm(dim=1) + norm * 2**-11
         self.step = max(1, CONVERTED // queries.shape[1])
         self.rows = torch.empty(min(self.step, PIECE), queries.shape[1])
@@ -60,7 +57,7 @@ class _Multiply:
 
     def __call__(self, piece: Tensor) -> tuple[Tensor, Tensor]:
         """piece: [n, E], n <= PIECE. The products, float32 [Q, n], are overwritten by the next call."""
-        if len(self.queries) == 1 and piece.dtype == torch.float16:  # for one query the conversion would take longest
+        if len(self.queries) == 1 and piece.dtype == torch.float16:  # one query: converting the rows would take longer
             return (piece @ self.half[0]).float()[None], self.half_error
         for start in range(0, len(piece), self.step):
             some = self.rows[: len(piece) - start].copy_(piece[start : start + self.step])
@@ -78,7 +75,7 @@ def _pieces(blocks: Iterable[Tensor]) -> Iterator[tuple[int, Tensor]]:
 
 
 class _Best:
-    """The best rows of each query among those that were added so far, by any thread and in any order."""
+    """The best rows of each query among the rows that were added so far, by any thread and in any order."""
 
     def __init__(self, queries: Tensor, k: int):
         self.queries = queries
@@ -88,7 +85,7 @@ class _Best:
         self.lock = threading.Lock()
 
     def add(self, first: int, rows: Tensor, scores: Tensor, error: Tensor) -> None:
-        """rows: [n, E], the first of them number `first`; scores: float32 [Q, n], their products, off by `error`."""
+        """rows: [n, E], of which the first is row `first`; scores: float32 [Q, n], their products, within `error`."""
         query, row = self._candidates(scores, error)
         if not len(query):
             return
@@ -103,9 +100,9 @@ class _Best:
             self.floor[full] = score[counts.cumsum(0)[full] - 1]
 
     def _candidates(self, scores: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries and rows whose true scores may reach the floor, or are among the k best of these.
+        """Queries and rows whose exact scores may reach the floor and may be among the k best of these rows.
 
-        Most spans of rows have none, which their maximum tells. The k-th of the maxima is a floor too.
+        The maximum of a span of rows shows whether it has any; most have none. The k-th best maximum is a floor too.
         """
         span = max(1, min(SPAN, scores.shape[1] // self.k))
         if scores.shape[1] % span:
@@ -146,12 +143,24 @@ class _Shared:
             return next(self.items)
 
 
-@contextmanager
-def _one_thread_an_operation() -> Iterator[int]:
-    """Inside it PyTorch's operations don't start threads; gives the number that they had."""
+def _in_single_threaded_workers(work: Callable[[], None]) -> None:
+    """Call `work` in as many threads as PyTorch uses here, in each of which its operations start no further threads.
+
+    torch.set_num_threads counts for the calling thread and for threads in which PyTorch has not run yet. Therefore this
+    thread sets its own number again, as soon as all workers have set theirs: later threads get that one.
+    """
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield threads
-    finally:
+    started = threading.Barrier(threads + 1)
+
+    def single_threaded() -> None:
+        torch.get_num_threads()  # makes PyTorch initialize this thread now, not after its number is set
+        torch.set_num_threads(1)
+        started.wait()
+        work()
+
+    with ThreadPoolExecutor(threads) as pool:
+        futures = [pool.submit(single_threaded) for _ in range(threads)]
+        started.wait()
         torch.set_num_threads(threads)
+        for future in futures:
+            future.result()

@@ -1,30 +1,30 @@
-"""The answers to a search as one page of pictures: a single HTML file that needs nothing else, not even the originals.
+"""The answers to a search as one HTML file with thumbnails, which needs no other file.
 
-Nothing in the page is trusted: names are escaped, and its policy lets the browser run the one script that we put there,
-load no address, and send nothing.
+Names are escaped, and the page's policy lets the browser run one script, whose hash it has, and load or send nothing.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import io
 import os
 from collections.abc import Iterator, Sequence
 from html import escape
+from io import BytesIO
 from pathlib import Path
 from string import Template
 
 from PIL import Image, ImageOps
 
+from miniclip.io import write_text
 from miniclip.preprocess import ImageError, open_image
-from miniclip.search.index import Hit, SearchError, printable
+from miniclip.search.index import Hit, printable
 from miniclip.search.query import Part, is_picture
 
 THUMBNAIL = 640  # pixels of the longer side: sharp in the page on fine screens, and enough for the viewer
 QUERY_THUMBNAIL = 160
-QUALITY = 80  # of JPEG
-RATIOS = 0.45, 2.6  # of width to height; beyond these the page shows a part
+QUALITY = 80  # of the thumbnails' JPEG
+RATIOS = 0.45, 2.6  # of width to height; of other pictures the page shows the middle
 ABOUT_ONE = "The score is the cosine between a picture and the query; a bar shows where it lies on this page."
 ABOUT_SEVERAL = (
     "The score is the mean cosine between a picture and the parts of the query{less}; "
@@ -33,8 +33,10 @@ ABOUT_SEVERAL = (
 
 
 def write_gallery(file: str | Path, hits: Sequence[Hit], wanted: Sequence[Part], unwanted: Sequence[Part] = ()) -> None:
-    """Write the page. hits: of pictures; wanted, unwanted: as in `embed_query`, to say what they are the answers to."""
-    file = Path(file)
+    """Write the page. hits: the pictures; wanted, unwanted: the query, as `embed_query` takes it.
+
+    WriteError if the file can't be written.
+    """
     script = Path(__file__).with_name("gallery.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     words = [printable(str(part)) if isinstance(part, str) else "a picture" for part in wanted]
@@ -53,10 +55,7 @@ def write_gallery(file: str | Path, hits: Sequence[Hit], wanted: Sequence[Part],
         cards="\n".join(_cards(hits, common)),
         script=script,
     )
-    try:
-        file.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise SearchError(f"can't write {file}: {error}") from error
+    write_text(file, page)
 
 
 def _query(wanted: Sequence[Part], unwanted: Sequence[Part]) -> Iterator[str]:
@@ -73,10 +72,10 @@ def _query(wanted: Sequence[Part], unwanted: Sequence[Part]) -> Iterator[str]:
 
 
 def _common_folder(hits: Sequence[Hit]) -> str:
-    """The folder that all are in, or "" if that is the root of the disk."""
+    """The folder that holds all pictures, or "" if that is the root of the disk."""
     try:
         common = Path(os.path.commonpath([os.path.dirname(hit.path) for hit in hits]))
-    except ValueError:  # there are no paths, or they are on several drives
+    except ValueError:  # no paths, or paths on several drives
         return ""
     return "" if common == Path(common.anchor) else str(common)
 
@@ -112,12 +111,12 @@ def _cards(hits: Sequence[Hit], common: str) -> Iterator[str]:
 
 
 def _data_uri(image: Image.Image, size: int) -> str:
-    """A JPEG of at most size x size pixels; what is transparent becomes white."""
+    """A JPEG of at most size x size pixels, on white."""
     image = image.copy()
     image.thumbnail((size, size), Image.Resampling.LANCZOS)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    data = io.BytesIO()
+    data = BytesIO()
     image.convert("RGB").save(data, "JPEG", quality=QUALITY, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()

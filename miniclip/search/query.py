@@ -1,4 +1,4 @@
-"""What is asked for, as one vector: words and pictures to be near to, and others to stay away from."""
+"""A query as one vector, made of words and pictures that are wanted and others that are not."""
 
 from __future__ import annotations
 
@@ -10,28 +10,29 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from miniclip.embed import embed_images, embed_texts
+from miniclip.embed import as_list, embed_images, embed_texts
 from miniclip.models import CLIP
 from miniclip.search.compare import IMAGE_SUFFIXES
 from miniclip.search.index import SearchError
 
-UNWANTED = 0.5  # weight of what to stay away from
-Part = str | Path | Image.Image  # of a query: words, or a picture
+UNWANTED = 0.5  # weight of the unwanted parts
+Part = str | Path | Image.Image  # words, or a picture
 
 
 def embed_query(
     model: CLIP,
     preprocess: Callable[[Image.Image], Tensor],
-    wanted: Sequence[Part],
-    unwanted: Sequence[Part] = (),
+    wanted: Part | Sequence[Part],
+    unwanted: Part | Sequence[Part] = (),
 ) -> Tensor:
     """The mean of the unit embeddings of `wanted`, less half that of `unwanted`; float32 [1, E].
 
-    Its product with a picture's embedding is therefore the picture's mean cosine with all parts that are wanted, less
-    half of that with those that are not; all of it would find what is least like the unwanted, whatever that is. A part
-    is a picture if it is a PIL image, a Path, or a file's name, and words otherwise. Pictures are nearer to each other
-    than to words: beside a picture, words count little.
+    So its product with a picture's embedding is the picture's mean cosine with the wanted parts, less half the mean
+    cosine with the unwanted parts. (With a weight of 1, the pictures least like the unwanted parts would win, whatever
+    they show.) A part is a picture if it is a PIL image, a Path, or the name of a file; otherwise it is words. Cosines
+    between pictures are higher than between pictures and words, so beside a picture words count little.
     """
+    wanted, unwanted = as_list(wanted), as_list(unwanted)
     if not wanted:
         raise SearchError("there is no query: give words or a picture to search for")
     vector = _mean(model, preprocess, wanted)
@@ -52,11 +53,11 @@ def _mean(model: CLIP, preprocess: Callable, parts: Sequence[Part]) -> Tensor:
 
 
 def is_picture(part: Part) -> bool:
-    """Whether this part of a query is a picture. SearchError for a name that ends as a picture's, of no file."""
+    """Whether this part of a query is a picture. SearchError for the name of a picture file that is not there."""
     if not isinstance(part, str):
         return True
     if os.path.isfile(part):
         return True
     if part.lower().endswith(IMAGE_SUFFIXES):
-        raise SearchError(f"there is no picture {part}; a query is words, or a picture's file")
+        raise SearchError(f"there is no picture {part}; a query is words, or the path of a picture")
     return False

@@ -1,29 +1,26 @@
-"""Writing an index: its shards, one at a time and each complete, and the lock that keeps a second writer out."""
+"""Writing the shards of an index."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from miniclip.search.index import SearchError, Shard, open_shards, shard_files
+from miniclip.search.index import Settings, Shard, approximate_file, open_shards, shard_files
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-SHARD_ROWS = 1 << 16  # of a merged shard: 64 MiB with OpenAI's smaller models
-HASH_BYTES = 16
+SHARD_ROWS = 1 << 16  # the most that shards are merged to: 64 MiB with OpenAI's smaller models
 
 Stat = tuple[int, int]  # a file's size in bytes, its time of modification in nanoseconds
 
 
 @dataclass
 class Rows:
-    """What a shard holds, in memory."""
+    """The content of a shard."""
 
     embeddings: Tensor  # float16 [n, E]
     paths: list[str]
@@ -34,22 +31,22 @@ class Rows:
     def read(shard: Shard) -> Rows:
         return Rows(shard.map("embeddings"), shard.paths(), shard.map("stats"), shard.map("hashes"))
 
-    def write(self, directory: Path, first: int, last: int) -> None:
+    def write(self, directory: Path, first: int, last: int, update: int) -> None:
         import torch
 
         from miniclip.io import save_tensors
 
         table = torch.frombuffer(bytearray(json.dumps(self.paths), "ascii"), dtype=torch.uint8)
         tensors = {"embeddings": self.embeddings, "paths": table, "stats": self.stats, "hashes": self.hashes}
-        save_tensors(tensors, directory / f"{first:09}-{last:09}.safetensors")
+        save_tensors(tensors, directory / f"{first:09}-{last:09}-{update:06}.safetensors")
 
     def select(self, rows: list[int]) -> Rows:
         paths = [self.paths[row] for row in rows]
         return Rows(self.embeddings[rows], paths, self.stats[rows], self.hashes[rows])
 
 
-def edit(directory: Path, shard: Shard, edits: Mapping[int, tuple[str, Stat] | None]) -> None:
-    """Replace a shard: its rows in `edits` get another path and stat, or with None go."""
+def edit(directory: Path, shard: Shard, update: int, edits: Mapping[int, tuple[str, Stat] | None]) -> None:
+    """Replace a shard: each row in `edits` gets another path and stat, or is deleted if None."""
     rows = Rows.read(shard)
     stats = rows.stats.clone()
     for row, change in edits.items():
@@ -59,14 +56,13 @@ def edit(directory: Path, shard: Shard, edits: Mapping[int, tuple[str, Stat] | N
     rows.stats = stats
     kept = [row for row in range(shard.rows) if edits.get(row, True)]
     if kept:
-        rows.select(kept).write(directory, shard.first, shard.last)
-    else:
-        shard.file.unlink()
+        rows.select(kept).write(directory, shard.first, shard.last, update)
+    shard.file.unlink()
 
 
-def merge(directory: Path) -> None:
-    """Make few large shards of many small ones. Neighbours are merged, so the order of the rows stays."""
-    for group in _groups(open_shards(directory)):
+def merge(directory: Path, settings: Settings) -> None:
+    """Make few large shards of many small ones. Only neighbours are merged, so the rows keep their order."""
+    for group in _groups(open_shards(directory, settings)):
         if len(group) > 1:
             import torch
 
@@ -77,8 +73,8 @@ def merge(directory: Path) -> None:
                 torch.cat([part.stats for part in parts]),
                 torch.cat([part.hashes for part in parts]),
             )
-            merged.write(directory, group[0].first, group[-1].last)
-    remove_leftovers(directory)
+            merged.write(directory, group[0].first, group[-1].last, settings.update)
+    remove_leftovers(directory, settings)
 
 
 def _groups(shards: Iterable[Shard]) -> Iterator[list[Shard]]:
@@ -91,31 +87,10 @@ def _groups(shards: Iterable[Shard]) -> Iterator[list[Shard]]:
     yield group
 
 
-def remove_leftovers(directory: Path) -> None:
-    """Delete what processes that were killed left: unfinished files, and shards that were merged."""
-    for file in [*shard_files(directory)[1], *directory.glob(".*.part")]:
+def remove_leftovers(directory: Path, settings: Settings) -> None:
+    """Delete unfinished files, shards that are to be ignored, and approximate forms of other shards."""
+    approximate = set(directory.glob("approximate*.faiss"))
+    if approximate:
+        approximate.discard(approximate_file(directory, open_shards(directory, settings)))
+    for file in [*shard_files(directory)[1], *directory.glob(".*.part"), *approximate]:
         file.unlink()
-
-
-def write_json(file: Path, content: object) -> None:
-    unfinished = file.with_name(f".{file.name}.{os.getpid()}.part")
-    unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="ascii")
-    unfinished.replace(file)
-
-
-@contextmanager
-def locked(directory: Path) -> Iterator[None]:
-    """Keep other writers out. The system drops the lock when a process ends, however it does."""
-    with open(directory / ".lock", "w") as file:
-        try:
-            if os.name == "nt":
-                import msvcrt
-
-                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-            else:
-                import fcntl
-
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise SearchError(f"another process is updating {directory}; wait until it is done") from error
-        yield

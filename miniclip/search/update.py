@@ -1,12 +1,12 @@
-"""Making an index, and keeping it up to date with the folders that it is of.
+"""Making an index, and keeping it up to date with its folders.
 
     scan      folders            -> the pictures in them, with size and time of modification
-    compare   pictures, index    -> what is new, changed, moved or gone
-    _encode   what is new        -> a shard for every batch, so that a process that is killed loses the batch in hand
+    compare   pictures, index    -> which pictures are new, changed, moved or deleted
+    _encode   new pictures       -> a shard for every batch, so that a process that is killed loses one batch
     merge     many small shards  -> few large ones
 
-Where torchrun started several processes, the first does all but the encoding, of which each does its share. They must
-see the same files under the same paths. The index is the same in every bit as one process's.
+Where torchrun started several processes, each encodes its share and the first does everything else. They must see the
+same files under the same paths. The index has the same bits as one that a single process makes.
 """
 
 from __future__ import annotations
@@ -17,12 +17,15 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple
 
+from miniclip.io import WriteError, locked, write_json
 from miniclip.search.compare import Rejected, compare, content_hash, scan
-from miniclip.search.index import APPROXIMATE, DEFAULT_MODEL, SearchError, Settings, open_shards, read_settings
-from miniclip.search.shards import HASH_BYTES, Rows, Stat, edit, locked, merge, remove_leftovers, write_json
+from miniclip.search.index import DEFAULT_MODEL, HASH_BYTES, Index, SearchError, Settings, open_shards, read_settings
+from miniclip.search.shards import Rows, Stat, edit, merge, remove_leftovers
 
 if TYPE_CHECKING:
     import torch
@@ -31,24 +34,24 @@ REJECTED = "rejected.json"
 
 
 class Report(NamedTuple):
-    """What an update did."""
+    """The result of an update."""
 
-    pictures: int  # in the index now
-    added: int  # pictures that were encoded: new ones, and changed ones
+    pictures: int  # number of pictures in the index now
+    added: int  # number of new and changed pictures, which were encoded
     unchanged: int
     changed: list[str]
-    moved: list[tuple[str, str]]  # from, to; not encoded again
+    moved: list[tuple[str, str]]  # old and new path; not encoded again
     deleted: list[str]
-    rejected: list[str]  # what can't be read, and why
+    rejected: list[str]  # the faults of files that can't be read
     seconds: float
 
 
 class _Job(NamedTuple):
-    """What the first process tells the others."""
+    """The work of an update, which the first process sends to the others."""
 
     settings: Settings
-    todo: list[tuple[str, Stat]]
-    first: int  # the number of the first batch
+    todo: list[tuple[str, Stat]]  # the pictures to encode
+    first: int  # number of the first batch
 
 
 def update_index(
@@ -61,46 +64,62 @@ def update_index(
     dtype: torch.dtype | str | None = None,
     batch_size: int = 32,
     workers: int | None = None,
+    approximate: bool = False,
 ) -> Report | None:
-    """Bring an index up to date with folders and pictures; make it, if it is not there. Only what is new is encoded.
+    """Bring an index up to date with folders and pictures, or make it. Only new and changed pictures are encoded.
 
-    inputs: folders, with all that is in them, and pictures. What the index has of other folders stays as it is.
+    inputs: folders, which are searched however deep, and pictures. Pictures of other folders stay in the index.
     model, activation, device, dtype: as `load` takes them; model None: the index's own, for a new one ViT-B/32.
-    batch_size, workers: as `embed_images` takes them.
+    batch_size, workers: as `embed_images` takes them. approximate: also prepare approximate search, which needs FAISS.
 
     A file is unchanged if its size and time of modification are, or its content is. SearchError if there is nothing to
-    index, if `directory` is something else, or if it was made with another model. Where torchrun started several
-    processes the first returns the report, the others None.
+    index, if `directory` is something else, or if it was made with another model; LockedError if another process
+    updates it; WriteError if it can't be written. Where torchrun started several processes, the first returns the
+    report and the others None.
     """
     started = time.monotonic()
-    directory = Path(directory)
-    if (several := _several()) and several.get_rank() > 0:
-        _encode(directory, _broadcast(None), device, dtype, batch_size, workers)
+    directory = Path(directory).expanduser()
+    parallel = _parallel()
+    if parallel and not parallel.is_main():
+        _encode(directory, parallel.broadcast_object(None), device, dtype, batch_size, workers)
         return None
 
     found = scan(inputs)
-    settings, checked = choose_settings(directory, model, activation)
-    directory.mkdir(parents=True, exist_ok=True)
-    with locked(directory):
+    if model is not None and Path(model).expanduser().exists():
+        model = os.path.abspath(Path(model).expanduser())
+    new = None
+    if not directory.exists() or _is_empty(directory):  # looked at before anything is written: the model may be missing
+        new = describe(str(model or DEFAULT_MODEL), activation)
+    else:
+        read_settings(directory)
+    _make(directory)
+    with locked(directory / ".lock", f"another process is updating {directory}; wait until it is done"):
+        settings, checked = choose_settings(directory, new, model, activation)
+        settings = replace(settings, update=settings.update + 1)
         write_json(directory / "index.json", settings.content())
-        remove_leftovers(directory)
-        shards = open_shards(directory)
+        remove_leftovers(directory, settings)
+        shards = open_shards(directory, settings)
         before = _read_rejected(directory)
         changes = compare(found, shards, before)
         if changes.todo and not checked:
             check_model(directory, settings)
-        if changes.todo or changes.edits:
-            (directory / APPROXIMATE).unlink(missing_ok=True)  # it is of other rows
         for number, edits in changes.edits.items():
-            edit(directory, shards[number], edits)
+            edit(directory, shards[number], settings.update, edits)
         job = _Job(settings, changes.todo, shards[-1].last + 1 if shards else 0)
-        faults = _encode(directory, _broadcast(job), device, dtype, batch_size, workers)
-        merge(directory)
+        if parallel:
+            parallel.broadcast_object(job)
+        faults = _encode(directory, job, device, dtype, batch_size, workers)
+        merge(directory, settings)
         rejected = {path: fault for path, fault in before.items() if not found.covers(path)} | changes.rejected | faults
         if rejected != before:
             write_json(directory / REJECTED, rejected)
+        index = Index(directory)
+        if approximate and len(index):
+            from miniclip.search.approximate import build
+
+            build(index)
         return Report(
-            sum(shard.rows for shard in open_shards(directory)),
+            len(index),
             len(changes.todo) - len(faults),
             changes.unchanged,
             changes.changed,
@@ -111,16 +130,16 @@ def update_index(
         )
 
 
-def choose_settings(directory: Path, model: str | Path | None, activation: str | None) -> tuple[Settings, bool]:
-    """Those of the index that is there, for a new one those of the model; and whether the model was looked at.
+def choose_settings(
+    directory: Path, new: Settings | None, model: str | Path | None, activation: str | None
+) -> tuple[Settings, bool]:
+    """The settings to use, and whether the model was read for them.
 
-    That takes a while, so it is put off where nothing is given that is not what the index has. SearchError if the two
-    disagree.
+    Those of the index if it is there, else `new`. To read the model takes a while, so it is not done if neither `model`
+    nor `activation` is given or differs from the index's. SearchError if they do not match the index.
     """
-    if model is not None and Path(model).exists():
-        model = os.path.abspath(model)
-    if not directory.exists() or _is_empty(directory):
-        return describe(str(model or DEFAULT_MODEL), activation), True
+    if new and not (directory / "index.json").exists():
+        return new, True
     settings = read_settings(directory)
     if model in (None, settings.model) and activation in (None, settings.activation):
         return settings, False
@@ -130,21 +149,22 @@ def choose_settings(directory: Path, model: str | Path | None, activation: str |
 def check_model(
     directory: Path, settings: Settings, model: str | Path | None = None, activation: str | None = None
 ) -> Settings:
-    """The settings with what is given in place of what is recorded. SearchError unless the embeddings are the same."""
+    """The settings with the given model and activation. SearchError unless they make the same image embeddings."""
     given = describe(str(model or settings.model), activation or settings.activation)
     if given.fingerprint != settings.fingerprint:
         raise SearchError(
             f"{directory} was made with {settings.model}, and {given.model} now has another image tower or prepares "
             "pictures differently: name the model that it was made with, or make a new index in another directory"
         )
-    return given
+    return replace(settings, model=given.model, activation=given.activation)
 
 
 def describe(model: str, activation: str | None) -> Settings:
-    """What an index made with this model records.
+    """The settings of a new index made with this model.
 
-    The fingerprint is of all that image embeddings depend on: the tower's config, the preprocessing, and every weight,
-    as float32, so that it does not depend on a file's format. The text tower may be trained further.
+    The fingerprint covers all that image embeddings depend on: the image tower's config, the preprocessing, and every
+    weight of the tower, as float32, so that it does not depend on a file's format. The text tower may be trained
+    further.
     """
     from miniclip.loading import open_checkpoint
 
@@ -159,7 +179,7 @@ def describe(model: str, activation: str | None) -> Settings:
 
 
 def _is_empty(directory: Path) -> bool:
-    """Whether an index may be made here: hidden files are of one that was killed in its first moment."""
+    """Whether a new index may be made here. An update that was killed at its beginning may have left hidden files."""
     return directory.is_dir() and all(file.name.startswith(".") for file in directory.iterdir())
 
 
@@ -174,7 +194,7 @@ def _read_rejected(directory: Path) -> Rejected:
 
 
 class _Hashed(Sequence):
-    """Paths of files, each hashed when it is asked for: by the threads that are about to decode it."""
+    """Paths of files. Each is hashed when it is taken, by the thread that is about to decode it."""
 
     def __init__(self, paths: list[str]):
         self.paths = paths
@@ -189,13 +209,14 @@ class _Hashed(Sequence):
 
 
 def _encode(directory: Path, job: _Job, device, dtype, batch_size: int, workers: int | None) -> Rejected:
-    """Write this process's batches, each as a shard. Returns what could not be read, by any process."""
+    """Write this process's batches, each as a shard. Returns the pictures that could not be read by any process."""
     if not job.todo:
         return {}
     import torch
 
     from miniclip.embed import stream_images
     from miniclip.loading import load
+    from miniclip.parallel import all_gather_objects
 
     model, preprocess = load(job.settings.model, device, dtype=dtype, activation=job.settings.activation)
     files = _Hashed([path for path, _ in job.todo])
@@ -209,25 +230,22 @@ def _encode(directory: Path, job: _Job, device, dtype, batch_size: int, workers:
             number = job.first + indices[0] // batch_size
             hashes = torch.tensor([list(files.hashes.pop(i)) for i in indices], dtype=torch.uint8)
             paths = [files.paths[i] for i in indices]
-            Rows(embeddings, paths, stats[indices], hashes).write(directory, number, number)
+            Rows(embeddings, paths, stats[indices], hashes).write(directory, number, number, job.settings.update)
         rejected |= {files.paths[i]: (*job.todo[i][1], why) for i, why in faults.items()}
-    if several := _several():
-        every: list[Rejected] = [{}] * several.get_world_size()
-        several.all_gather_object(every, rejected)
-        rejected = {path: fault for part in every for path, fault in part.items()}
-    return rejected
+    return {path: fault for part in all_gather_objects(rejected) for path, fault in part.items()}
 
 
-def _broadcast(job: _Job | None) -> _Job:
-    """The first process's, in all."""
-    if several := _several():
-        jobs = [job]
-        several.broadcast_object_list(jobs)
-        (job,) = jobs
-    return job
+def _make(directory: Path) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WriteError(f"can't make the directory {directory}: {error.strerror}") from error
 
 
-def _several():
-    """torch.distributed, where this process is one of several; not imported to find out, which takes seconds."""
-    distributed = sys.modules.get("torch.distributed")
-    return distributed if distributed and distributed.is_available() and distributed.is_initialized() else None
+def _parallel() -> ModuleType | None:
+    """miniclip.parallel, if there may be several processes. Importing PyTorch to find out would take seconds."""
+    if "torch.distributed" not in sys.modules:
+        return None
+    from miniclip import parallel
+
+    return parallel

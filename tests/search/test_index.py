@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,15 +23,16 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from test_embed import CONFIG, PREPROCESS
 
+from miniclip import parallel
 from miniclip.cli import main
 from miniclip.embed import embed_images
+from miniclip.io import LockedError, locked, write_json
 from miniclip.models import CLIP
 from miniclip.search import Index, SearchError, shards, update_index
 from miniclip.search import update as update_module
 from miniclip.search.compare import content_hash, scan
-from miniclip.search.index import Settings, shard_files
+from miniclip.search.index import Settings, read_settings, shard_files
 from miniclip.search.update import describe
-from miniclip.training import distributed
 
 FORK = multiprocessing.get_context("fork")  # without it every process would import PyTorch
 
@@ -62,7 +64,7 @@ def photos(tmp_path) -> Path:
 def contents(index: Path) -> dict[str, bytes]:
     """Each picture's embedding."""
     opened = Index(index)
-    embeddings = torch.cat(list(opened.blocks()))
+    embeddings = torch.cat([torch.empty(0, 32, dtype=torch.float16), *opened.blocks()])
     paths = opened.paths(list(range(len(opened))))
     assert len(set(paths)) == len(paths)
     return {path: row.numpy().tobytes() for path, row in zip(paths, embeddings, strict=True)}
@@ -77,10 +79,10 @@ def test_the_format_as_it_is_documented(model, photos, tmp_path):
     report = update_index(tmp_path / "index", [photos], model, batch_size=2)
     assert (report.pictures, report.added, report.unchanged, report.rejected) == (7, 7, 0, [])
     settings = json.loads((tmp_path / "index" / "index.json").read_text())
-    assert settings["format"] == "miniclip search index" and settings["version"] == 1
+    assert settings["format"] == "miniclip search index" and settings["version"] == 2
     assert settings["model"] == model and settings["embedding"] == 32
     (file,) = sorted((tmp_path / "index").glob("*.safetensors"))
-    assert file.name == "000000000-000000003.safetensors"
+    assert file.name == "000000000-000000003-000001.safetensors"
     assert file.stat().st_mode == (tmp_path / "index" / "index.json").stat().st_mode
     with safetensors.safe_open(file, "numpy") as shard:
         assert set(shard.keys()) == {"embeddings", "paths", "stats", "hashes"}
@@ -120,10 +122,10 @@ def test_ten_thousand_unchanged_files_take_under_two_seconds(tmp_path, monkeypat
     for i in range(10_000):
         (folder / f"{i:05}.jpg").write_bytes(b"%d" % i)
     files = scan([folder]).files
-    shards.write_json(index / "index.json", Settings("small", None, "0", 512).content())
+    write_json(index / "index.json", Settings("small", None, "0", 512).content())
     stats = torch.tensor(list(files.values()))
     empty = torch.zeros(len(files), 512, dtype=torch.float16), torch.zeros(len(files), 16, dtype=torch.uint8)
-    shards.Rows(empty[0], list(files), stats, empty[1]).write(index, 0, 312)
+    shards.Rows(empty[0], list(files), stats, empty[1]).write(index, 0, 312, 0)
     monkeypatch.setattr("miniclip.loading.load", never_load)
     report = update_index(index, [folder])
     assert (report.pictures, report.unchanged, report.added) == (10_000, 10_000, 0)
@@ -237,12 +239,13 @@ def test_names_that_are_not_utf8(model, tmp_path, capsys):
     assert "caf\\udce9\\x1b[31m.png" in capsys.readouterr().out
 
 
-def slow_update(index: Path, photos: Path, model: str, seconds: float) -> None:
+def slow_update(index: Path, photos: Path, model: str, seconds: float, writing) -> None:
     """An update that takes its time, so that it can be killed in any of its moments."""
     torch.set_num_threads(1)
     write = shards.Rows.write
 
     def slow(*arguments):
+        writing.set()
         time.sleep(seconds)
         write(*arguments)
         time.sleep(seconds)
@@ -259,8 +262,11 @@ def test_killed_at_any_moment(model, tmp_path):
     chance = random.Random(0)
     killed, counts = 0, [0]
     while killed < 8:
-        process = FORK.Process(target=slow_update, args=(index, photos, model, 0.02))
+        writing = FORK.Event()
+        process = FORK.Process(target=slow_update, args=(index, photos, model, 0.02, writing))
         process.start()
+        if killed % 4:  # else it may be killed before it writes
+            writing.wait(60)
         process.join(chance.uniform(0.05, 0.3))
         if process.exitcode is not None:
             break
@@ -284,14 +290,14 @@ def test_killed_at_any_moment(model, tmp_path):
 def test_killed_in_a_merge(model, photos, tmp_path, when, monkeypatch):
     index = tmp_path / "index"
     with monkeypatch.context() as patched:
-        patched.setattr(update_module, "merge", lambda directory: None)
+        patched.setattr(update_module, "merge", lambda *_: None)
         update_index(index, [photos], model, batch_size=2)
     before = contents(index)
     parts = sorted(index.glob("*.safetensors"))
     assert len(parts) == 4
     with monkeypatch.context() as patched:
-        patched.setattr(shards, "remove_leftovers", lambda directory: None)
-        shards.merge(index)
+        patched.setattr(shards, "remove_leftovers", lambda *_: None)
+        shards.merge(index, replace(read_settings(index), update=2))
     if when == "in the middle of deleting":
         parts[1].unlink()
     assert len(list(index.glob("*.safetensors"))) > 2
@@ -299,7 +305,7 @@ def test_killed_in_a_merge(model, photos, tmp_path, when, monkeypatch):
     (index / ".000000009-000000009.safetensors.77.part").write_bytes(b"half of a shar")
     assert update_index(index, [photos]).unchanged == 7
     assert contents(index) == before
-    assert [file.name for file in index.glob("*.safetensors")] == ["000000000-000000003.safetensors"]
+    assert [file.name for file in index.glob("*.safetensors")] == ["000000000-000000003-000002.safetensors"]
     assert not list(index.glob(".*.part"))
 
 
@@ -322,10 +328,10 @@ def test_large_shards_are_not_merged(model, photos, tmp_path, monkeypatch):
 def test_searching_while_shards_are_merged(model, photos, tmp_path, monkeypatch):
     index = tmp_path / "index"
     with monkeypatch.context() as patched:
-        patched.setattr(update_module, "merge", lambda directory: None)
+        patched.setattr(update_module, "merge", lambda *_: None)
         update_index(index, [photos], model, batch_size=2)
     opened = Index(index)
-    shards.merge(index)
+    shards.merge(index, replace(read_settings(index), update=2))
     (hits,) = opened.search(torch.ones(1, 32), 7)
     assert {hit.path for hit in hits} == set(contents(index))
 
@@ -333,7 +339,7 @@ def test_searching_while_shards_are_merged(model, photos, tmp_path, monkeypatch)
 def test_two_writers(model, photos, tmp_path):
     index = tmp_path / "index"
     update_index(index, [photos], model)
-    with shards.locked(index), pytest.raises(SearchError, match="another process is updating"):
+    with locked(index / ".lock"), pytest.raises(LockedError, match="another process is updating"):
         update_index(index, [photos])
     assert update_index(index, [photos]).unchanged == 7
 
@@ -345,7 +351,7 @@ def test_two_writers(model, photos, tmp_path):
         ("{", "is not of an index of miniclip"),
         ("[1]", "is not of an index of miniclip"),
         ('{"format": "another", "version": 1}', "is not of an index of miniclip"),
-        ('{"format": "miniclip search index", "version": 2}', "has version 2, this miniclip reads 1: update it"),
+        ('{"format": "miniclip search index", "version": 3}', "has version 3, this miniclip reads 1 and 2: update it"),
         ('{"format": "miniclip search index", "version": 1, "model": "m"}', "is damaged"),
     ],
 )
@@ -381,7 +387,7 @@ def test_a_damaged_shard_is_named(model, photos, tmp_path):
     update_index(index, [photos], model)
     (file,) = index.glob("*.safetensors")
     file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(SearchError, match=r"000000000-000000000.safetensors is damaged.*delete it and run"):
+    with pytest.raises(SearchError, match=r"000000000-000000000-000001.safetensors is damaged.*delete it and run"):
         Index(index)
     file.unlink()
     assert update_index(index, [photos]).added == 7
@@ -438,7 +444,7 @@ def test_a_model_that_gives_nan(model, photos, tmp_path):
 def one_of_several(rank: int, processes: int, port: int, arguments: tuple) -> None:
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(processes), "LOCAL_RANK": str(rank)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    distributed.setup("cpu")
+    parallel.setup("cpu")
     report = update_index(*arguments, batch_size=2)
     assert (report is None) == (rank > 0)
     torch.distributed.destroy_process_group()
