@@ -49,5 +49,5 @@ setup(
         "probe": PROBE,
         "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", "setuptools>=77", *FOR_TESTS],
     },
-    entry_points={"console_scripts": ["miniclip=miniclip.cli:main"]},
+    entry_points={"console_scripts": ["miniclip=miniclip.commands:main"]},
 )

@@ -1,5 +1,5 @@
 import sys
 
-from miniclip.cli import main
+from miniclip.commands import main
 
 sys.exit(main())

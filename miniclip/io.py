@@ -138,6 +138,12 @@ def _try_lock(descriptor: int) -> bool:
     return True
 
 
+def printable(name: str) -> str:
+    """A file name, or any text, in one line: characters that control a terminal, and bytes that are not UTF-8, become
+    escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in name)
+
+
 def sha256_of(path: str | Path) -> str:
     """The SHA-256 of a file's content, in hexadecimal."""
     digest, buffer = hashlib.sha256(), memoryview(bytearray(1 << 20))

@@ -63,10 +63,10 @@ def load(
     device         where the model goes; None: CUDA where there is one, else the CPU
     jit            there only for its position; True is an error
     download_root  where downloaded files are cached; None: ~/.cache/clip, as openai/CLIP
-    dtype          of weights and embeddings, see `convert_weights`; None: as openai/CLIP float16 on CUDA, else float32;
-                   "auto": the fastest of float32, float16 and bfloat16, as measured now, which it prints; "int8":
-                   float32, but for the largest matrix products on a CPU, see `miniclip.fast.int8`. Half precision
-                   is float32 arithmetic on CPUs that have no other, see `miniclip.fast.half`
+    dtype          type of weights and embeddings, or its name, see `convert_weights`; None: as openai/CLIP float16 on
+                   CUDA, else float32; "auto": the fastest of float32, float16 and bfloat16, as measured now, which it
+                   prints; "int8": float32, but for the largest matrix products on a CPU, see `miniclip.fast.int8`. Half
+                   precision is float32 arithmetic on CPUs that have no other, see `miniclip.fast.half`
     backend        "torch"; "triton", on CUDA in half precision; None: Triton where it was measured to be faster. See
                    `miniclip.models.set_backend`, which switches a loaded model
     activation     "quick_gelu" or "gelu", for a bare file that can't state it; None: quick_gelu, as OpenAI's
@@ -85,11 +85,15 @@ def load(
         dtype = torch.float16 if device.type == "cuda" else torch.float32
     elif dtype == "auto":
         dtype = fastest_dtype(device)
+    elif dtype in ("float32", "float16", "bfloat16"):
+        dtype = getattr(torch, dtype)
     in_int8 = dtype == "int8"
     if in_int8:
         dtype = torch.float32
     if not isinstance(dtype, torch.dtype):
-        raise ValueError(f'dtype is {dtype!r}; expected a torch.dtype, "auto", "int8" or None')
+        raise ValueError(
+            f'dtype is {dtype!r}; expected a torch.dtype, "float32", "float16", "bfloat16", "auto", "int8" or None'
+        )
     check_backend(backend, device, dtype)  # before anything is downloaded
 
     config, tensors = open_checkpoint(name, download_root, activation)

@@ -11,7 +11,7 @@ import torch
 from conformance import seeded
 
 from miniclip import export, load, tokenize
-from miniclip.cli import main
+from miniclip.commands import main
 from miniclip.config import CLIPConfig, PreprocessConfig, ResNetConfig, TextConfig, TransformerConfig, ViTConfig
 from miniclip.conformance import compare, trace
 from miniclip.export import ExportError, export_model

@@ -9,7 +9,7 @@ import miniclip
 CODE = """
 import sys
 before = set(sys.modules)
-import miniclip, miniclip.cli
+import miniclip, miniclip.commands
 print(*sorted(set(sys.modules) - before))
 miniclip.CLIP, miniclip.tokenize, miniclip.load, miniclip.trace
 print("miniclip.fast.vit" in sys.modules, "miniclip.weights" in sys.modules, "PIL" in sys.modules)
@@ -22,7 +22,7 @@ def test_what_is_imported_later():
     run = [sys.executable, "-c", CODE]
     ran = subprocess.run(run, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=True)
     imported, then = ran.stdout.splitlines()
-    assert {"miniclip", "miniclip.cli", "miniclip.config"} <= set(imported.split())
+    assert {"miniclip", "miniclip.commands", "miniclip.errors"} <= set(imported.split())
     assert not LATER & set(imported.split())
     assert then == "True True True"
 

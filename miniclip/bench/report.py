@@ -64,7 +64,7 @@ def duration(seconds: float) -> str:
     return f"{1e3 * seconds:.3g} ms"
 
 
-def plot(rows: Sequence[Row], title: str, output: Path) -> None:
+def draw(rows: Sequence[Row], title: str, output: Path, format: str) -> None:
     """Items a second, the peers' in multiples of miniclip's; a panel for each thing that was timed."""
     from matplotlib.figure import Figure
 
@@ -95,4 +95,4 @@ def plot(rows: Sequence[Row], title: str, output: Path) -> None:
         panel.set_axis_off()
     star = "\n* extrapolated from a sample" if any(row.extrapolated for row in rows) else ""
     figure.suptitle(f"{title}\nmedian times; speeds in multiples of miniclip's{star}", fontsize=10)
-    figure.savefig(output, dpi=130)
+    figure.savefig(output, format=format, dpi=130)

@@ -1,66 +1,96 @@
-"""`miniclip bench`: the run."""
+"""The benchmark: from settings to a report."""
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
-import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 
 from miniclip.bench import report, tasks
-from miniclip.bench.arguments import WHAT
 from miniclip.bench.peers import chosen, encoders
+from miniclip.errors import UsageError
 from miniclip.fast.half import EMULATED
 from miniclip.fast.rates import HALF, WORTH, matrix_rate, name
 from miniclip.loading import build_model, load, named_models, new_model
 from miniclip.models import CLIP
 
+TASKS = ("image", "text", "classifier", "load", "memory", "tokenizer", "preprocess")
 PACKAGES = ("torch", "torchvision", "clip-anytorch", "clip", "open_clip_torch", "transformers", "onnxruntime", "pillow")
 
 
+@dataclass(frozen=True)
+class Settings:
+    """What to measure. The options of `miniclip bench` explain each field."""
+
+    model: str = "ViT-B/32"
+    peers: str = "all"
+    what: tuple[str, ...] = TASKS
+    batches: tuple[int, ...] = (1, 8, 32)
+    dtypes: tuple[str, ...] | None = None
+    compile: bool = False
+    seconds: float = 10
+    threads: int | None = None
+
+
+@dataclass
+class Report:
+    """What a run has measured."""
+
+    model: str
+    machine: dict
+    versions: dict[str, str]
+    matrix_rates: dict[str, float]  # multiplications and additions of matrix products per second, by dtype
+    rows: list[tasks.Row] = field(default_factory=list)
+
+    def as_dict(self) -> dict:
+        rows = [{**row.as_dict(), "miniclip_is": report.ratio(self.rows, row)} for row in self.rows]
+        return {**vars(self), "rows": rows}
+
+    def draw(self, file: Path, format: str = "png") -> None:
+        report.draw(self.rows, f"{self.model}, {self.machine['cpu']}, {tasks.threads()}", file, format)
+
+    def heading(self) -> str:
+        versions = ", ".join(f"{package} {version}" for package, version in self.versions.items())
+        rates = ", ".join(f"{dtype} {rate / 1e9:.0f}" for dtype, rate in self.matrix_rates.items())
+        return (
+            f"{self.model} on {self.machine['cpu']}, {tasks.threads()}, {self.machine['capability']}; {versions}\n"
+            f"matrix products of ViT-B's shapes, GFLOP/s: {rates}"
+        )
+
+
 @torch.no_grad()
-def run(options: argparse.Namespace) -> dict:
-    """Measure, print and write; returns what the JSON file has. ValueError for options that make no sense."""
-    wanted = options.what.split(",")
-    if unknown := set(wanted) - set(WHAT):
-        raise ValueError(f"--what has {', '.join(sorted(unknown))}; expected some of {', '.join(WHAT)}")
-    peers = chosen(options.peers)
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    model = random_model(options.model)
+def run(settings: Settings, show: Callable[[str], object] = print) -> Report:
+    """Measure, giving `show` each table as it is done. UsageError for settings that make no sense."""
+    if unknown := set(settings.what) - set(TASKS):
+        raise UsageError(f"--what has {', '.join(sorted(unknown))}; expected some of {', '.join(TASKS)}")
+    peers = chosen(settings.peers)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    model = random_model(settings.model)
     rates = {name(dtype): matrix_rate(dtype, rows=16, runs=1) for dtype in (torch.float32, *HALF)}
     rates |= {dtype: matrix_rate(getattr(torch, dtype)) for dtype in rates if rates[dtype] >= rates["float32"]}
-    dtypes = _dtypes(options.dtypes, rates)
-    print(_heading(options.model, rates), flush=True)
-
-    rows: list[tasks.Row] = []
-    for produced in _jobs(model, wanted, peers, dtypes, rates, options):
-        rows += produced
-        print("\n" + report.table(rows[-len(produced) :]), flush=True)
-    result = {
-        "model": str(options.model),
-        "machine": tasks.machine(),
-        "versions": _versions(),
-        "matrix_rates": rates,
-        "rows": [{**row.as_dict(), "miniclip_is": report.ratio(rows, row)} for row in rows],
-    }
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
-    if options.plot:
-        title = f"{options.model}, {result['machine']['cpu']}, {tasks.threads()}"
-        report.plot(rows, title, options.plot)
+    dtypes = _dtypes(settings.dtypes, rates)
+    result = Report(settings.model, tasks.machine(), _versions(), rates)
+    show(result.heading())
+    for rows in _jobs(model, peers, dtypes, rates, settings):
+        result.rows += rows
+        show("\n" + report.table(rows))
     return result
 
 
-def _jobs(model: CLIP, wanted: list[str], peers: list[str], dtypes: list[torch.dtype], rates: dict, options):
-    seconds = options.seconds
+def _jobs(
+    model: CLIP, peers: list[str], dtypes: list[torch.dtype], rates: dict[str, float], settings: Settings
+) -> Iterator[list[tasks.Row]]:
+    seconds, wanted = settings.seconds, settings.what
     if {"image", "text", "classifier"} & set(wanted):
         theirs = [dtype for dtype in dtypes if dtype not in EMULATED]  # it takes many times as long as their float32
-        ways = encoders(model, "miniclip", dtypes, options.compile)
-        ways += [way for peer in peers for way in encoders(model, peer, theirs, options.compile)]
+        ways = encoders(model, "miniclip", dtypes, settings.compile)
+        ways += [way for peer in peers for way in encoders(model, peer, theirs, settings.compile)]
         if "image" in wanted:
-            for batch in map(int, options.batches.split(",")):
+            for batch in settings.batches:
                 yield list(tasks.encode_images(model, ways, batch, seconds, rates))
         if "text" in wanted:
             for count in (1, 100):
@@ -91,24 +121,14 @@ def random_model(source: str) -> CLIP:
     return build_model(weights, named.config)
 
 
-def _dtypes(given: str | None, rates: dict[str, float]) -> list[torch.dtype]:
+def _dtypes(given: tuple[str, ...] | None, rates: dict[str, float]) -> list[torch.dtype]:
     if given is None:
         fast = [dtype for dtype in HALF if rates[name(dtype)] > WORTH * rates["float32"]]
         return [torch.float32, *(fast[:1] if EMULATED else fast)]  # weights of either are then multiplied alike
     known = {name(dtype): dtype for dtype in (torch.float32, *HALF, torch.int8)}
-    if unknown := set(given.split(",")) - set(known):
-        raise ValueError(f"--dtypes has {', '.join(sorted(unknown))}; expected some of {', '.join(known)}")
-    return [torch.float32, *(known[dtype] for dtype in given.split(",") if dtype != "float32")]
-
-
-def _heading(model: str, rates: dict[str, float]) -> str:
-    machine = tasks.machine()
-    versions = ", ".join(f"{package} {version}" for package, version in _versions().items())
-    found = ", ".join(f"{dtype} {rate / 1e9:.0f}" for dtype, rate in rates.items())
-    return (
-        f"{model} on {machine['cpu']}, {tasks.threads()}, {machine['capability']}; {versions}\n"
-        f"matrix products of ViT-B's shapes, GFLOP/s: {found}"
-    )
+    if unknown := set(given) - set(known):
+        raise UsageError(f"--dtypes has {', '.join(sorted(unknown))}; expected some of {', '.join(known)}")
+    return [torch.float32, *(known[dtype] for dtype in given if dtype != "float32")]
 
 
 def _versions() -> dict[str, str]:

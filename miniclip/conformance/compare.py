@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from miniclip.conformance.diagnose import diagnose
-from miniclip.conformance.files import TraceError
+from miniclip.conformance.files import TraceError, weights_sha256
 from miniclip.conformance.measure import PRECISIONS, Tolerance, fit, measure, tolerance_of
 from miniclip.conformance.report import Comparison, StageResult
+from miniclip.loading import load
 from miniclip.models import CLIP
 
 CLOSE = Tolerance(1e-3, 1e-4)  # for a hint
@@ -113,3 +114,15 @@ def _hints(golden: Mapping[str, Tensor], given: Mapping[str, Tensor], wrong: str
         both = fit(pixels, golden[pixels], given[pixels])
         if both is not None and not torch.equal(*(x.double() for x in both)):
             yield "the port's pixels are not quite the golden's: run its towers on the golden's image.pixels first"
+
+
+def load_golden_model(name: str, metadata: Mapping[str, str]) -> CLIP:
+    """The model of this name, on the CPU, if it has the weights that the golden was made with."""
+    model, _ = load(name, device="cpu", dtype=metadata["dtype"])
+    digest = weights_sha256(model)
+    if digest != metadata["model_sha256"]:
+        raise TraceError(
+            f"{name} is not the model that made the golden ({metadata['model']}): the sha256 of its weights is "
+            f"{digest[:16]}..., the golden's {metadata['model_sha256'][:16]}...; give that one, or trace this one anew"
+        )
+    return model

@@ -11,7 +11,7 @@
     probe.py         linear probe and few-shot
     report.py        all of it for one model and data set, as a dict
     tables.py, pages.py   the same as tables and as pictures
-    options.py       `miniclip evaluate`
+    select.py        which pictures are measured, and which a probe learns from
     experiments/     `miniclip explore`
 """
 

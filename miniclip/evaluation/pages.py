@@ -7,6 +7,7 @@ measured; `output` is a name that ends in .png, .svg or .pdf.
 from __future__ import annotations
 
 import random
+import re
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,11 +19,32 @@ from torch import Tensor
 from miniclip.data.lists import Example
 from miniclip.evaluation.features import on_background
 from miniclip.evaluation.statistics import confusion_matrix, most_confused
+from miniclip.io import write_json
 from miniclip.preprocess import open_image
 
 WRONG = "firebrick"
 READABLE = 30  # classes that a matrix shows with their names
 NUMBERED = 20  # classes up to which every cell says its share
+
+
+def write_report(results: dict[str, dict], examples: Sequence[Example], folder: Path, seed: int = 0) -> None:
+    """Write report.json and the drawings of one model; for several, each model's drawings in a folder of its own.
+
+    results: what `evaluate` returned, by the name of the model.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    first = next(iter(results.values()))
+    write_json(folder / "report.json", first if len(results) == 1 else {"models": results})
+    for name, result in results.items():
+        own = folder if len(results) == 1 else folder / re.sub(r"[^\w.@-]+", "-", name).strip("-.")
+        own.mkdir(exist_ok=True)
+        if "zero_shot" in result:
+            predictions = result["zero_shot"]["predictions"]
+            plot_answers(predictions, examples, own / "answers.png", seed)
+            plot_mistakes(predictions, examples, own / "mistakes.png")
+            plot_confusion(predictions, own / "confusion.png")
+    if "few_shot" in first:
+        plot_few_shot(results, folder / "few_shot.png")
 
 
 def plot_answers(

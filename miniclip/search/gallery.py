@@ -16,9 +16,9 @@ from string import Template
 
 from PIL import Image, ImageOps
 
-from miniclip.io import write_text
+from miniclip.io import printable, write_text
 from miniclip.preprocess import ImageError, open_image
-from miniclip.search.index import Hit, printable
+from miniclip.search.index import Hit
 from miniclip.search.query import Part, is_picture
 
 THUMBNAIL = 640  # pixels of the longer side: sharp in the page on fine screens, and enough for the viewer

@@ -54,7 +54,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 DEFAULT_MODEL = "ViT-B/32"
-APPROXIMATE = "approximate.faiss"
 FORMAT, VERSION = "miniclip search index", 2
 SHARD_NAME = re.compile(r"(\d{9})-(\d{9})(?:-(\d{6,}))?\.safetensors")
 HASH_BYTES = 16
@@ -272,8 +271,3 @@ def _damaged(file: Path, why: str) -> SearchError:
 
 def _unsteady(directory: Path) -> SearchError:
     return SearchError(f"{directory} kept changing while it was read; try again when its update is done")
-
-
-def printable(text: str) -> str:
-    """The text with escapes for characters that can't be printed: bytes that are not UTF-8, control characters."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)

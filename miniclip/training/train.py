@@ -30,13 +30,11 @@ from miniclip.models import CLIP
 from miniclip.training.augment import AUGMENTATIONS
 from miniclip.training.fast import checkpoint_activations, convolve_channels_last, fuse_quick_gelu
 from miniclip.training.loop import Trainer
-from miniclip.training.options import TrainOptions, add_arguments, options_from
+from miniclip.training.options import TrainOptions
 from miniclip.training.plot import plot
 from miniclip.training.report import Reporter
 from miniclip.training.sizes import model_config
 from miniclip.weights.files import CONFIG_FILE
-
-__all__ = ["TrainOptions", "add_arguments", "options_from", "train"]
 
 # Pictures are kept a little larger than the model's, for augmentations to cut from and to enlarge.
 MARGIN = 1.25

@@ -1,6 +1,5 @@
 """The benchmark: what it measures, prints and writes. How fast anything is, is not tested."""
 
-import argparse
 import json
 import statistics
 
@@ -9,7 +8,7 @@ import torch
 
 from miniclip.bench import measure, peers, report, run, tasks
 from miniclip.bench.measure import Times, by_turns
-from miniclip.cli import main
+from miniclip.commands import main
 
 
 def row(name: str, setting: str = "float32", median: float = 1.0, what: str = "encode", **other) -> tasks.Row:
@@ -77,11 +76,11 @@ def test_peers_are_not_timed_where_half_precision_is_emulated(monkeypatch):
     monkeypatch.setattr(tasks, "encode_texts", lambda *_: [])
     for emulated, theirs, default in ((half, [], half[:1]), ([], half, half)):
         monkeypatch.setattr(run, "EMULATED", emulated)
-        options = argparse.Namespace(seconds=0, compile=False, dtypes=None)
-        list(run._jobs(None, ["text"], ["openai"], [torch.float32, *half], {}, options))
+        settings = run.Settings(what=("text",), seconds=0)
+        list(run._jobs(None, ["openai"], [torch.float32, *half], {}, settings))
         assert asked == {"miniclip": [torch.float32, *half], "openai": [torch.float32, *theirs]}
         assert run._dtypes(None, rates) == [torch.float32, *default]
-        assert run._dtypes("float16,bfloat16", rates) == [torch.float32, *half]
+        assert run._dtypes(("float16", "bfloat16"), rates) == [torch.float32, *half]
 
     monkeypatch.setitem(peers._MAKERS, "openai", lambda model, dtype: peers.Encoder("peer", str(dtype), abs, abs))
     monkeypatch.setattr(peers, "EMULATED", half[:1])

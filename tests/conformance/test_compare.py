@@ -11,7 +11,7 @@ from conformance.openai_cases import CASES
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from miniclip.cli import main
+from miniclip.commands import main
 from miniclip.conformance import TraceError, compare, load_stages, load_trace, trace
 from miniclip.conformance.files import save_trace, weights_sha256, without_padding
 from miniclip.conformance.measure import EXACT, PRECISIONS, Tolerance, fit, measure, tolerance_of

@@ -18,7 +18,7 @@ from PIL import Image
 from test_datasets import write_mnist
 from test_training_cifar import write_cifar
 
-from miniclip import cli, load, zero_shot
+from miniclip import commands, load, zero_shot
 from miniclip.config import CLIPConfig, PreprocessConfig, TextConfig, TransformerConfig, ViTConfig
 from miniclip.data.datasets import read_classes, read_dataset
 from miniclip.data.lists import Example
@@ -374,10 +374,10 @@ def test_the_plot_depends_on_the_seed_alone(colours):
 
 @pytest.fixture
 def command(monkeypatch, capsys):
-    monkeypatch.setattr(cli, "_load", lambda options: (ColourModel(), mean_colour))
+    monkeypatch.setattr("miniclip.commands.evaluate.load_model", lambda options: (ColourModel(), mean_colour))
 
     def run(*arguments) -> tuple[int, str, str]:
-        status = cli.main(["evaluate", *map(str, arguments)])
+        status = commands.main(["evaluate", *map(str, arguments)])
         return status, *capsys.readouterr()
 
     return run
@@ -417,7 +417,7 @@ def test_the_command_says_what_is_wrong(command, colours):
 
 def test_the_command_refuses_a_plot_before_the_work(command, colours, monkeypatch):
     pytest.importorskip("matplotlib")
-    monkeypatch.setattr(cli, "_load", lambda options: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("miniclip.commands.evaluate.load_model", lambda options: pytest.fail("the model was loaded"))
     for name, message in {"page.docx": ".png", "nowhere/page.png": "no folder"}.items():
         status, _, err = command(colours, "--plot", colours.parent / name)
         assert status == 2 and message in err
@@ -527,7 +527,7 @@ def test_the_command_measures_the_sample(capsys, tmp_path):
     pytest.importorskip("matplotlib")
     arguments = ["evaluate", "sample", "--limit", "30", "--task", "zero-shot", "--cache", str(tmp_path / "cache")]
     arguments += ["--classes", "sample", "--out", str(tmp_path / "out")]
-    assert cli.main([*arguments, "--model", "tiny-ViT", "--model", "tiny-RN"]) == 0
+    assert commands.main([*arguments, "--model", "tiny-ViT", "--model", "tiny-RN"]) == 0
     out = capsys.readouterr().out
     assert "tiny-RN against tiny-ViT" in out and "30 pictures" in out
     assert {file.name for file in (tmp_path / "out").iterdir()} == {"report.json", "tiny-ViT", "tiny-RN"}
@@ -544,7 +544,7 @@ def test_the_command_probes_by_category(capsys, tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     monkeypatch.setattr("miniclip.evaluation.report.few_shot", partial(few_shot, shots=(1, 16), repeats=1))
     arguments = ["evaluate", "sample", "--model", "tiny-RN", "--by", "category", "--out", str(tmp_path)]
-    assert cli.main([*arguments, "--task", "linear-probe", "--task", "few-shot"]) == 0
+    assert commands.main([*arguments, "--task", "linear-probe", "--task", "few-shot"]) == 0
     out = capsys.readouterr().out
     assert "120 pictures" in out and "linear probe, 120 training pictures of 20 classes" in out
     assert (tmp_path / "few_shot.png").exists()
@@ -558,35 +558,35 @@ def test_the_command_measures_published_sets(capsys, tmp_path):
     write_cifar(tmp_path / "cifar-10-batches-py")
     for name, count in {"mnist": 3, "cifar10": 2}.items():
         arguments = ["evaluate", name, "--model", "tiny-ViT", "--data-root", str(tmp_path), "--json"]
-        assert cli.main([*arguments, "--template", "cifar-18"]) == 0
+        assert commands.main([*arguments, "--template", "cifar-18"]) == 0
         figures = json.loads(capsys.readouterr().out)
         assert figures["pictures"] == count and "retrieval" not in figures
         assert figures["zero_shot"]["predictions"][1]["image"] == f"{name} test 1"
     arguments = ["evaluate", "cifar10", "--model", "tiny-ViT", "--data-root", str(tmp_path), "--json"]
     pytest.importorskip("sklearn")
-    assert cli.main([*arguments, "--task", "linear-probe"]) == 2
+    assert commands.main([*arguments, "--task", "linear-probe"]) == 2
     assert "training pictures of two classes or more" in capsys.readouterr().err  # of the two here one is in both
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--limit", "0"], "--limit is 0"),
+        (["--limit", "0"], "--limit: '0'"),
         (["--train", "sample"], "--train is for --task linear-probe and few-shot"),
         (["--plot", "a.png", "--model", "tiny-RN"], "--out DIR draws those of several"),
         (["--task", "few-shot"], "name others with --train"),
-        (["--out", "setup.py/x"], "--out is setup.py/x"),
+        (["--out", "setup.py/x"], "--out: setup.py/x"),
         (["--data-root", "/nowhere", "--classes", "mnist"], "is missing; --download"),
     ],
 )
 def test_the_command_refuses_what_makes_no_sense(capsys, arguments, message):
     pytest.importorskip("sklearn")
     pytest.importorskip("matplotlib")
-    assert cli.main(["evaluate", "sample", "--model", "tiny-ViT", *arguments]) == 2
+    assert commands.main(["evaluate", "sample", "--model", "tiny-ViT", *arguments]) == 2
     out, err = capsys.readouterr()
     assert not out and message in err and "Traceback" not in err
 
 
 def test_categories_are_asked_for(capsys, colours):
-    assert cli.main(["evaluate", str(colours), "--model", "tiny-ViT", "--by", "category"]) == 2
+    assert commands.main(["evaluate", str(colours), "--model", "tiny-ViT", "--by", "category"]) == 2
     assert "red.png has no category" in capsys.readouterr().err

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +16,16 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from miniclip import cli
+from miniclip import commands
+from miniclip.bench import run
+from miniclip.commands import explore
 from miniclip.config import MODELS, CLIPConfig, PreprocessConfig, ResNetConfig, TextConfig, TransformerConfig, ViTConfig
 from miniclip.data.lists import DataError, Example
 from miniclip.evaluation.experiments import (
-    benchmark,
+    EXPERIMENTS,
     embedding_space,
     mnist,
     models,
-    options,
     prompts,
     retrieval,
     strategies,
@@ -531,13 +534,13 @@ def data(examples, monkeypatch) -> None:
             return [Example(Image.open(example.image), example.captions, None, "memory") for example in examples]
         return examples
 
-    monkeypatch.setattr(options, "read_dataset", read)
+    monkeypatch.setattr("miniclip.data.datasets.read_dataset", read)
 
 
-@pytest.mark.parametrize("name", [name for name in options.EXPERIMENTS if options.EXPERIMENTS[name].data])
+@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if EXPERIMENTS[name].data])
 def test_explore_prints_writes_and_draws(name, checkpoint, data, tmp_path, capsys):
     pytest.importorskip("matplotlib")
-    assert cli.main(["explore", name, "--model", str(checkpoint), "--out", str(tmp_path / "new")]) == 0
+    assert commands.main(["explore", name, "--model", str(checkpoint), "--out", str(tmp_path / "new")]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith(f"{name}: {checkpoint} on ")
     assert max(map(len, printed.splitlines())) < 200
@@ -547,21 +550,22 @@ def test_explore_prints_writes_and_draws(name, checkpoint, data, tmp_path, capsy
         assert image.width > 500
         assert len(np.unique(image.convert("L"))) > 10  # not blank
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [f"{name}.json", f"{name}.png"]
-    assert cli.main(["explore", name, "--model", str(checkpoint), "--json"]) == 0
+    assert commands.main(["explore", name, "--model", str(checkpoint), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == result
 
 
 def test_explore_models_needs_no_weights(checkpoint, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(models, "named_models", lambda: {name: MODELS[name] for name in ("RN50", *TINY)})
-    assert cli.main(["explore", "models", "--model", str(checkpoint), "--out", str(tmp_path)]) == 0
+    assert commands.main(["explore", "models", "--model", str(checkpoint), "--out", str(tmp_path)]) == 0
     assert str(checkpoint) in capsys.readouterr().out
     assert json.loads((tmp_path / "models.json").read_text())["models"][0]["family"] == "file"
     assert (tmp_path / "models.png").stat().st_size > 10_000
 
 
 def test_explore_benchmark_is_the_bench(checkpoint, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(benchmark, "SETTINGS", ("--what", "tokenizer", "--peers", "none", "--seconds", "0.1"))
-    assert cli.main(["explore", "benchmark", "--model", str(checkpoint), "--out", str(tmp_path), "--json"]) == 0
+    quick = partial(run.Settings, what=("tokenizer",), peers="none", seconds=0.1)
+    monkeypatch.setattr(run, "Settings", quick)
+    assert commands.main(["explore", "benchmark", "--model", str(checkpoint), "--out", str(tmp_path), "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result == json.loads((tmp_path / "benchmark.json").read_text())
     assert result["rows"][0]["what"].startswith("tokenize")
@@ -583,17 +587,17 @@ def test_pictures_without_a_file_are_studied_drawn_and_written(model, examples):
 
 def test_explore_help_lists_the_nine(capsys):
     with pytest.raises(SystemExit):
-        cli.main(["explore", "--help"])
+        commands.main(["explore", "--help"])
     printed = capsys.readouterr().out
-    assert len(options.EXPERIMENTS) == 9
-    assert all(f"\n  {name:17}" in printed for name in options.EXPERIMENTS)
+    assert len(explore.ALL) == 9
+    assert all(f"\n  {name:17}" in printed for name in explore.ALL)
 
 
 def test_explore_limits_and_seeds(checkpoint, data, capsys):
     runs = []
     for seed in ("1", "1", "2"):
         arguments = ["--model", str(checkpoint), "--limit", "5", "--seed", seed, "--json", "--template", "a {}"]
-        assert cli.main(["explore", "zero-shot", *arguments]) == 0
+        assert commands.main(["explore", "zero-shot", *arguments]) == 0
         runs.append(json.loads(capsys.readouterr().out))
     assert runs[0] == runs[1]
     first, _, second = ([row["image"] for row in one["predictions"]] for one in runs)
@@ -610,26 +614,26 @@ def test_explore_limits_and_seeds(checkpoint, data, capsys):
         (["models", "--dtype", "float16"], "models takes no --dtype"),
         (["cifar10", "--data", "sample"], "cifar10 takes no --data"),
         (["zero-shot", "--out", __file__], "expected a folder"),
-        (["zero-shot", "--limit", "0"], "--limit is 0"),
+        (["zero-shot", "--limit", "0"], "--limit: '0'"),
         (["zero-shot", "--template", "no place"], "'no place'"),
     ],
 )
 def test_explore_says_what_makes_no_sense(arguments, message, checkpoint, data, capsys):
-    assert cli.main(["explore", *arguments, "--model", str(checkpoint)]) == 2
+    assert commands.main(["explore", *arguments, "--model", str(checkpoint)]) == 2
     assert message in capsys.readouterr().err
 
 
 def test_explore_names_the_extra_before_any_work(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr("miniclip.evaluation.options.find_spec", lambda name: None)
-    monkeypatch.setattr(options, "read_study", None)
-    assert cli.main(["explore", "zero-shot", "--out", str(tmp_path)]) == 2
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setattr(explore, "_study", None)
+    assert commands.main(["explore", "zero-shot", "--out", str(tmp_path)]) == 2
     assert "miniclip[plot]" in capsys.readouterr().err
 
 
 def test_explore_reports_bad_pictures_after_the_good(checkpoint, examples, monkeypatch, tmp_path, capsys):
     broken = [Example(tmp_path / "gone.png", ("red",)), *examples]
-    monkeypatch.setattr(options, "read_dataset", lambda *_, **__: broken)
-    assert cli.main(["explore", "zero-shot", "--model", str(checkpoint)]) == 1
+    monkeypatch.setattr("miniclip.data.datasets.read_dataset", lambda *_, **__: broken)
+    assert commands.main(["explore", "zero-shot", "--model", str(checkpoint)]) == 1
     printed = capsys.readouterr()
     assert "top-1" in printed.out
     assert "1 of 13 inputs could not be used" in printed.err
@@ -644,7 +648,7 @@ def test_an_interrupted_drawing_leaves_the_old_files(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        options._write(argparse.Namespace(out=tmp_path, name="models"), {"a": 1}, fail)
+        explore._write(argparse.Namespace(out=tmp_path, name="models"), {"a": 1}, fail)
     assert (tmp_path / "models.png").read_bytes() == b"old"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["models.json", "models.png"]
 

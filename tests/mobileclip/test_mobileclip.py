@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from miniclip import available_models, load
-from miniclip.cli import main
+from miniclip.commands import main
 from miniclip.config import NamedModel
 from miniclip.fast.text import text_embedding
 from miniclip.loading import blank_model, build_model, open_checkpoint, shapes_of

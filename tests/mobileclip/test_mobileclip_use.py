@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from test_mobileclip import TOLERANCE, difference, published
 
 from miniclip import load, tokenize
-from miniclip.cli import main
+from miniclip.commands import main
 from miniclip.config import NamedModel, PreprocessConfig
 from miniclip.conformance import TraceError, compare, trace
 from miniclip.conformance.plot import attention_of

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from miniclip.cli import main
+from miniclip.commands import main
 from miniclip.search import Hit, update_index
 from miniclip.search.gallery import write_gallery
 

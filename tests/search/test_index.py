@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from test_embed import CONFIG, PREPROCESS
 
 from miniclip import parallel
-from miniclip.cli import main
+from miniclip.commands import main
 from miniclip.embed import embed_images
 from miniclip.io import LockedError, locked, write_json
 from miniclip.models import CLIP
@@ -132,8 +132,8 @@ def test_ten_thousand_unchanged_files_take_under_two_seconds(tmp_path, monkeypat
     assert report.seconds < 2
     assert update_index(index, [folder], "small").unchanged == 10_000
     code = f"""
-import sys, miniclip.cli
-assert miniclip.cli.main(["index", {str(folder)!r}, "-o", {str(index)!r}]) == 0
+import sys, miniclip.commands
+assert miniclip.commands.main(["index", {str(folder)!r}, "-o", {str(index)!r}]) == 0
 assert "torch" not in sys.modules, "importing PyTorch takes longer than all else"
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])

@@ -15,7 +15,7 @@ from PIL import Image
 from test_index import FORK
 
 from miniclip import load, tokenize
-from miniclip.cli import main
+from miniclip.commands import main
 from miniclip.errors import MissingExtraError
 from miniclip.io import write_json
 from miniclip.search import Index, SearchError, approximate, embed_query, exact, shards, top_k, update_index

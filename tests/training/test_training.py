@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from miniclip.commands.train import add_arguments, options_from
 from miniclip.config import (
     MODELS,
     CLIPConfig,
@@ -30,7 +31,7 @@ from miniclip.training import fast
 from miniclip.training.checkpoint import export_weights, load_checkpoint, save_checkpoint
 from miniclip.training.diverged import explain
 from miniclip.training.optim import build_optimizer, freeze, layers_above, learning_rate, training_mode
-from miniclip.training.options import TrainOptions, add_arguments, options_from
+from miniclip.training.options import TrainOptions
 from miniclip.training.plot import plot, read_log
 from miniclip.training.report import STUCK_AFTER, Reporter
 from miniclip.training.sizes import SIZES, model_config

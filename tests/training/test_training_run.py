@@ -39,7 +39,8 @@ RESNET = CLIPConfig(32, ResNetConfig(32, 8, (1, 1, 1, 1), 4), TEXT, PreprocessCo
 
 COMMAND = """
 import argparse, torch
-from miniclip.training.train import add_arguments, options_from, train
+from miniclip.commands.train import add_arguments, options_from
+from miniclip.training.train import train
 torch.set_num_threads(1)
 parser = argparse.ArgumentParser()
 add_arguments(parser)

@@ -1,0 +1,93 @@
+"""The command line: `miniclip ...`, or `python -m miniclip ...`.
+
+A command is a module of this folder and a row of `COMMANDS`. The module's docstring is the description that its --help
+prints; it has `add_arguments(parser)` and `run(options) -> exit status`. A command reads options, calls the part of the
+project that does the work, and prints. options.py has the options that several commands share, output.py what prints.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from importlib import import_module
+
+from miniclip.commands.output import complain, survive_any_character
+from miniclip.errors import MiniclipError, UsageError
+
+COMMANDS = {
+    "models": "list the models that can be loaded by name",
+    "classify": "probabilities of labels for pictures",
+    "embed": "write unit embeddings of pictures and texts to a file",
+    "index": "make pictures searchable; when repeated, read only what is new",
+    "search": "find pictures in an index by words or pictures",
+    "evaluate": "measure accuracy, retrieval and probes on a data set",
+    "explore": "run one of nine experiments, each with a table and a figure",
+    "train": "train a CLIP from scratch, or fine-tune one",
+    "trace": "write every stage of a forward pass to a file, for ports",
+    "compare": "find the first wrong stage of a port, and why it is wrong",
+    "bench": "measure speed and memory beside openai/CLIP, open_clip and others",
+    "convert": "rewrite a checkpoint in another format, its values unchanged",
+    "export": "write both towers as ONNX, or as programs of torch.export",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command. Returns the exit status: 0; 1 if some inputs could not be used, or a comparison failed; 2 if
+    nothing could be done; 130 if the user interrupted it."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    survive_any_character()
+    try:
+        options = _parser(next((word for word in arguments if word in COMMANDS), None)).parse_args(arguments)
+        return options.run(options)
+    except KeyboardInterrupt:
+        complain("interrupted")
+        return 130
+    except BrokenPipeError:  # the reader of our output has closed it: `miniclip search ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes there
+        return 1
+    except Exception as error:
+        message = _message(error)
+        if message is None or sys.flags.dev_mode:
+            raise
+        complain(f"error: {message}")
+        return 2
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports wrong arguments in the same way as every other error."""
+
+    def error(self, message: str):
+        raise UsageError(f"{message}; `{self.prog} --help` lists the options")
+
+
+def _parser(asked: str | None) -> argparse.ArgumentParser:
+    """The parser, with the arguments of the command `asked`; the modules of the other commands are not imported."""
+    parser = _Parser(prog="miniclip", description="CLIP in plain PyTorch.")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for name, text in COMMANDS.items():
+        command = commands.add_parser(name, help=text)
+        if name == asked:
+            module = import_module(f"miniclip.commands.{name}")
+            command.description = module.__doc__
+            command.formatter_class = argparse.RawDescriptionHelpFormatter
+            command.set_defaults(run=module.run)
+            module.add_arguments(command)
+    return parser
+
+
+def _message(error: Exception) -> str | None:
+    """What to tell the user of an error that has its cause outside the code; None: it is a fault of the code."""
+    from safetensors import SafetensorError
+
+    if isinstance(error, MiniclipError):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+    if isinstance(error, SafetensorError):
+        return f"a safetensors file can't be read: {error}"
+    if isinstance(error, RuntimeError) and not isinstance(error, (NotImplementedError, RecursionError)):
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        hint = "if memory ran out, make the batch or the model smaller; `python -X dev -m miniclip ...` shows the place"
+        return f"PyTorch could not do this: {first} ({hint})"
+    return None

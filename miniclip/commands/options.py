@@ -1,0 +1,141 @@
+"""Options that several commands share, and the argparse types of their values.
+
+A type returns the value, or says in an ArgumentTypeError what it expected.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from argparse import ArgumentTypeError
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from miniclip.config import ACTIVATIONS
+from miniclip.errors import MissingExtraError, require
+
+if TYPE_CHECKING:  # importing PyTorch takes seconds, which commands that compute nothing save
+    import torch
+
+    from miniclip.models import CLIP
+    from miniclip.preprocess import Preprocess
+
+DTYPES = ("float32", "float16", "bfloat16")
+MODEL = "a name from `miniclip models`, or a file or directory (default: %(default)s)"
+DTYPE = "type of the weights and embeddings; auto takes the fastest here (default: float16 on CUDA, else float32)"
+ACTIVATION = "the activation of a file that does not state it (default: quick_gelu, OpenAI's)"
+BACKGROUND = "background for transparent pictures (default: as openai/CLIP, which drops the transparency: mostly black)"
+
+
+def add_model(parser: argparse.ArgumentParser, default: str | None = "ViT-B/32", help: str = MODEL, **settings) -> None:
+    """--model, --device, --dtype, --activation; `load_model` reads them."""
+    parser.add_argument("--model", default=default, help=help, **settings)
+    parser.add_argument("--device", type=device, help="cpu, cuda, ... (default: CUDA if there is one)")
+    parser.add_argument("--dtype", choices=(*DTYPES, "auto", "int8"), help=DTYPE)
+    add_activation(parser)
+
+
+def add_activation(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--activation", choices=ACTIVATIONS, help=ACTIVATION)
+
+
+def add_json(parser: argparse.ArgumentParser, help: str = "print JSON") -> None:
+    parser.add_argument("--json", action="store_true", help=help)
+
+
+def add_plot(parser: argparse.ArgumentParser, help: str) -> None:
+    parser.add_argument("--plot", type=drawing, metavar="FILE", help=help)
+
+
+def add_batches(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--batch-size", type=positive, default=32, help="pictures in a batch (default: 32)")
+    parser.add_argument("--workers", type=positive, help="threads that decode pictures (default: one for each core)")
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """Options of data sets: where they are, and which pictures to take."""
+    parser.add_argument("--data-root", type=path, metavar="DIR", help="the folder of the published data sets")
+    parser.add_argument("--download", action="store_true", help="download the published data set if it is missing")
+    parser.add_argument("--limit", type=positive, metavar="N", help="take N of the pictures, chosen at random")
+    parser.add_argument("--background", choices=("white", "grey", "black"), help=BACKGROUND)
+
+
+def load_model(options: argparse.Namespace) -> tuple[CLIP, Preprocess]:
+    """The model that the options of `add_model` name."""
+    from miniclip.loading import load
+
+    return load(options.model, options.device, dtype=options.dtype, activation=options.activation)
+
+
+def join_processes(options: argparse.Namespace) -> None:
+    """If torchrun started this process, join the others, and work on this process's own device."""
+    if "RANK" in os.environ:
+        from miniclip.parallel import setup
+
+        options.device = setup(options.device and options.device.type)
+
+
+def device(name: str) -> torch.device:
+    import torch
+
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # a PyTorch without CUDA raises an AssertionError
+        raise ArgumentTypeError(str(error).splitlines()[0]) from None
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return int(text)
+
+
+def path(text: str) -> Path:
+    """A path, in which ~ is the home directory."""
+    return Path(text).expanduser()
+
+
+def output_file(text: str) -> Path:
+    """A file in a folder that exists."""
+    file = path(text)
+    if not file.absolute().parent.is_dir():
+        raise ArgumentTypeError(f"{file}: there is no folder {file.parent}")
+    return file
+
+
+def safetensors_file(text: str) -> Path:
+    file = output_file(text)
+    if file.suffix != ".safetensors":
+        raise ArgumentTypeError(f"{file}: expected a name that ends in .safetensors")
+    return file
+
+
+def drawing(text: str) -> Path:
+    """A file that matplotlib can write."""
+    file = output_file(text)
+    formats = _require_matplotlib("matplotlib.backend_bases").FigureCanvasBase.filetypes
+    if file.suffix[1:].lower() not in formats:
+        raise ArgumentTypeError(f"{file}: expected a name that ends in .png, .svg or .pdf")
+    return file
+
+
+def drawing_folder(text: str) -> Path:
+    """A folder, or where one can be made, for drawings among others."""
+    folder = path(text)
+    _require_matplotlib()
+    if not next(place for place in (folder, *folder.absolute().parents) if place.exists()).is_dir():
+        raise ArgumentTypeError(f"{folder}: expected a folder, or where one can be made")
+    return folder
+
+
+def _require_matplotlib(module: str = "matplotlib"):
+    try:
+        return require(module, "plot", "drawing")
+    except MissingExtraError as error:
+        raise ArgumentTypeError(str(error)) from error
+
+
+def template(text: str) -> str:
+    if "{}" not in text:
+        raise ArgumentTypeError(f"{text!r}: expected {{}} where the label goes")
+    return text
