@@ -16,14 +16,13 @@ import os
 import shutil
 import warnings
 from dataclasses import asdict
-from importlib import import_module
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from miniclip import ops
-from miniclip.errors import MiniclipError
+from miniclip.errors import MiniclipError, require
 from miniclip.models import CLIP
 from miniclip.models.text import TextTransformer
 
@@ -95,14 +94,11 @@ def export_model(model: CLIP, folder: str | Path, format: str = "onnx", name: st
 
 
 def check_installed(format: str) -> None:
-    """ImportError, naming what to install, if a package is missing that writes this format; ExportError for others."""
+    """MissingExtraError if a package is missing that writes this format; ExportError for an unknown format."""
     if format not in SUFFIXES:
         raise ExportError(f"format is {format!r}; expected one of {', '.join(SUFFIXES)}")
     for package in ("onnx", "onnxscript") if format == "onnx" else ():
-        try:
-            import_module(package)
-        except ImportError:
-            raise ImportError(f'writing ONNX needs {package}: pip install "miniclip[onnx]"') from None
+        require(package, "onnx", "writing ONNX")
 
 
 def _description(model: CLIP, format: str, name: str) -> dict:

@@ -215,7 +215,7 @@ def test_unreadable_pictures_are_listed_and_the_rest_indexed(model, photos, tmp_
     assert main([*command, "--model", model]) == 1
     printed = capsys.readouterr()
     assert "7 pictures (7 new)" in printed.out
-    assert f"{broken} is not an image" in printed.err and "cut.png" in printed.err and "2 files" in printed.err
+    assert f"{broken} is not an image" in printed.err and "cut.png" in printed.err and "2 of 9 inputs" in printed.err
     with monkeypatch.context() as patched:  # they are not tried again, but listed
         patched.setattr("miniclip.loading.load", never_load)
         assert main(command) == 1

@@ -233,9 +233,8 @@ def test_wrong_queries(drawings, capsys, query, said):
 
 @pytest.mark.parametrize("option", [["--top", "0"], ["--top", "-1"], ["--top", "x"]])
 def test_wrong_options(drawings, capsys, option):
-    with pytest.raises(SystemExit):
-        main(["search", str(drawings), "dog", *option])
-    assert "is not a number from 1" in capsys.readouterr().err
+    assert main(["search", str(drawings), "dog", *option]) == 2
+    assert "is not a whole number from 1" in capsys.readouterr().err
 
 
 def test_a_folder_of_pictures_is_not_an_index(capsys):
