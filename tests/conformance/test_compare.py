@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from miniclip.commands import main
 from miniclip.conformance import TraceError, compare, load_stages, load_trace, trace
+from miniclip.conformance.compare import load_golden_model
 from miniclip.conformance.files import save_trace, weights_sha256, without_padding
 from miniclip.conformance.measure import EXACT, PRECISIONS, Tolerance, fit, measure, tolerance_of
-from miniclip.conformance.options import load_golden_model
 from miniclip.io import save_tensors
 from miniclip.loading import blank_model, build_model, load, open_checkpoint, shapes_of
 from miniclip.preprocess import open_image
@@ -335,7 +335,7 @@ def test_trace_command_draws(tmp_path):
         (["-o", "x.safetensors"], "there is nothing to trace"),
         (["--text", "a"], "there is nothing to do"),
         (["--text", "a", "-o", "x.npz"], "expected a name that ends in .safetensors"),
-        (["--text", "a", "-o", "nowhere/x.safetensors"], "expected a name that ends in .safetensors, in a folder"),
+        (["--text", "a", "-o", "nowhere/x.safetensors"], "there is no folder nowhere"),
         (["--text", "a", "--plot", "x.png"], "give --image"),
         (["--text", "dog " * 99, "-o", "x.safetensors"], "needs 101 tokens"),
         (["--image", "nowhere.png", "-o", "x.safetensors"], "nowhere.png"),
