@@ -319,7 +319,7 @@ def _parse(kind: Any, value: Any, path: str) -> Any:
     if kind is VisionConfig:
         value = dict(value) if isinstance(value, dict) else {}
         name = value.pop("kind", None)
-        if name not in VisionConfig.kinds:
+        if not isinstance(name, str) or name not in VisionConfig.kinds:
             known = ", ".join(VisionConfig.kinds)
             raise ConfigError(f"{path}.kind is {name!r:.100}; expected the kind of an image tower, one of {known}")
         kind = VisionConfig.kinds[name]

@@ -25,7 +25,6 @@ class Family:
     owns                  tensor names of a file -> whether it is one of this family's
     read                  a file's tensors, the config (None: to be inferred), an activation that the user stated (None:
                           the usual one) -> the config, the tensors under the model's own names
-    write_file            the config, a model's tensors -> the tensors under the names that they have in a file
     write_directory       the config, a model's tensors, an empty folder to fill; None: there is no such format.
                           CheckpointError for a model that the format can't hold
     read_openclip         `model_cfg` of an open_clip_config.json -> the config, or None if it describes no such model
@@ -39,7 +38,6 @@ class Family:
     read: Callable[[Tensors, CLIPConfig | None, str | None], tuple[CLIPConfig, Tensors]]
     stages: Callable[[CLIPConfig], list[Stage]]
     models: Mapping[str, NamedModel]
-    write_file: Callable[[CLIPConfig, Tensors], Tensors] = lambda config, tensors: tensors
     write_directory: Callable[[CLIPConfig, Tensors, Path], None] | None = None
     read_openclip: Callable[[Fields], CLIPConfig | None] = lambda fields: None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,26 +11,22 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from miniclip import mobileclip, openai, weights
-from miniclip.config import CLIPConfig, ConfigError, NamedModel, from_json
+from miniclip.config import CLIPConfig, ConfigError, NamedModel
 from miniclip.family import Family
 from miniclip.fast import int8
 from miniclip.fast.rates import fastest_dtype
 from miniclip.kernels.dispatch import check_backend
 from miniclip.models import CLIP, convert_weights, set_backend
 from miniclip.preprocess import Preprocess
-from miniclip.weights import huggingface, openclip
 from miniclip.weights.download import download
 from miniclip.weights.errors import CheckpointError
-from miniclip.weights.fields import Fields
-from miniclip.weights.files import CONFIG_FILE, CONFIG_KEY, Checkpoint, read_file
+from miniclip.weights.files import read_file
 from miniclip.weights.infer import check_names
 from miniclip.weights.names import shapes_of
+from miniclip.weights.stated import Readers, config_of_file, open_directory
 
 FAMILIES: list[Family] = [mobileclip.FAMILY, openai.FAMILY]  # asked in this order; the last one owns what is left
 EMBEDDED = Path(weights.__file__).parent  # the folder of the files that come with the package
-
-# What a directory of miniclip's own, or a run's folder, holds its weights in; the first that is there counts.
-OWN_WEIGHT_FILES = ("model.safetensors", "open_clip_model.safetensors", "best.safetensors", "last.safetensors")
 
 
 def named_models() -> dict[str, NamedModel]:
@@ -162,22 +157,24 @@ def owner_of(tensors: Mapping[str, Tensor]) -> Family:
     return next(family for family in FAMILIES if family.owns(tensors.keys()))
 
 
+def openclip_readers() -> Readers:
+    """What reads an OpenCLIP directory's model_cfg, in the order of `FAMILIES`."""
+    return [family.read_openclip for family in FAMILIES]
+
+
 def open_checkpoint(
     name: str | Path, download_root: str | Path | None = None, activation: str | None = None
 ) -> tuple[CLIPConfig, Mapping[str, Tensor]]:
     """What `load` builds its model from: the config, and the tensors under the model's names, each read when used."""
     named = named_models().get(str(name))
-    if named is not None:
-        config, path = named.config, find_file(named, download_root)
-    else:
-        path = Path(name).expanduser()
-        if not path.exists():
-            models = ", ".join(available_models())
-            raise CheckpointError(f"{name} is neither a file or directory nor one of the models: {models}")
-        config, path = _open_directory(path) if path.is_dir() else (None, path)
+    path = find_file(named, download_root) if named else Path(name).expanduser()
+    if not path.exists():
+        models = ", ".join(available_models())
+        raise CheckpointError(f"{name} is neither a file or directory nor one of the models: {models}")
     with _naming(path):
+        config, path = open_directory(path, openclip_readers()) if path.is_dir() else (None, path)
         tensors = read_file(path)
-        config = config or _stated_config(tensors, path)
+        config = named.config if named else config_of_file(path, tensors, config, openclip_readers())
         if config and activation is not None and config.activations != {activation}:
             stated = " and ".join(sorted(config.activations))
             raise CheckpointError(f"the model's config states {stated}, not {activation}: leave activation= out")
@@ -190,54 +187,10 @@ def find_file(model: NamedModel, download_root: str | Path | None = None) -> Pat
     return EMBEDDED / model.file if model.url is None else download(model, download_root)
 
 
-def _open_directory(folder: Path) -> tuple[CLIPConfig | None, Path]:
-    """The config that a directory states, and its file of weights; None: the file states the config itself."""
-    own = next((folder / name for name in OWN_WEIGHT_FILES if (folder / name).is_file()), None)
-    if (folder / CONFIG_FILE).is_file() and own:
-        return _read_json(folder / CONFIG_FILE), own
-    if (folder / "open_clip_config.json").is_file():
-        readers = [family.read_openclip for family in FAMILIES]
-        return openclip.read_config(folder, readers), openclip.weight_file(folder)
-    if (folder / "config.json").is_file():
-        if own and "vision" in Fields.read(folder / "config.json").values:  # a run's, from before miniclip.json
-            return _read_json(folder / "config.json"), own
-        return huggingface.read_config(folder), huggingface.weight_file(folder)
-    if own:
-        return None, own
-    raise CheckpointError(
-        f"{folder} is a directory without {CONFIG_FILE}, config.json or open_clip_config.json: name a file in it"
-    )
-
-
-def _read_json(path: Path) -> CLIPConfig:
-    return _config(Fields.read(path).values, str(path))
-
-
-def _stated_config(tensors: Checkpoint, path: Path) -> CLIPConfig | None:
-    """The config in the metadata of a file that miniclip wrote."""
-    text = tensors.metadata.get(CONFIG_KEY)
-    if text is None:
-        return None
-    try:
-        values = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: the config in its metadata is no JSON: {error!s:.200}") from None
-    return _config(values, f"{path}: the config in its metadata")
-
-
-def _config(values: object, where: str) -> CLIPConfig:
-    try:
-        return from_json(values, where)
-    except ConfigError as error:
-        raise CheckpointError(str(error)) from None
-
-
 @contextmanager
 def _naming(path: str | Path) -> Iterator[None]:
-    """Let every CheckpointError say which file it is about."""
+    """Let every error about a checkpoint or its config be a CheckpointError that says which file it is about."""
     try:
         yield
-    except CheckpointError as fault:
+    except (CheckpointError, ConfigError) as fault:
         raise CheckpointError(fault if str(path) in str(fault) else f"{path}: {fault}") from None
-    except ConfigError as fault:
-        raise CheckpointError(f"{path}: {fault}") from None

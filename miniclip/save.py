@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -12,16 +12,18 @@ import torch
 from torch import Tensor
 
 from miniclip.config import CLIPConfig, to_json
+from miniclip.errors import MiniclipError
 from miniclip.io import new_folder, save_tensors, write_atomically, write_json
-from miniclip.loading import blank_model, family_of, owner_of
+from miniclip.loading import blank_model, family_of, openclip_readers, owner_of
 from miniclip.weights.errors import CheckpointError
 from miniclip.weights.files import CONFIG_FILE, CONFIG_KEY
 from miniclip.weights.infer import check_names
 from miniclip.weights.names import shapes_of
+from miniclip.weights.stated import open_directory
 
 
 def save_checkpoint(config: CLIPConfig, tensors: Mapping[str, Tensor], path: str | Path) -> None:
-    """Write tensors that have a model's own names, with their values and dtypes unchanged; `load` reads all of it back.
+    """Write tensors that have a model's own names, with their values unchanged; `load` reads the same model back.
 
     path: ends in .safetensors, whose metadata holds the config; or in .pt or .pth, for a state dict that torch.load
     and openai/CLIP read, which has no place for the config and is refused unless `load` infers the same one; without a
@@ -29,19 +31,20 @@ def save_checkpoint(config: CLIPConfig, tensors: Mapping[str, Tensor], path: str
     miniclip.json beside theirs. CheckpointError for what the format can't hold, WriteError for what can't be written.
     """
     check_names(shapes_of(blank_model(config, torch.float32).state_dict()), shapes_of(tensors))
-    path, family = Path(path).expanduser(), family_of(config)
+    path = Path(path).expanduser()
     if path.suffix == ".safetensors":
-        save_tensors(family.write_file(config, tensors), path, config_metadata(config))
+        save_tensors(tensors, path, config_metadata(config))
     elif path.suffix in (".pt", ".pth"):
-        renamed = family.write_file(config, tensors)
-        plain = {name: renamed[name].contiguous() for name in renamed}
-        _check_inferred(config, plain, path)
+        plain = {name: tensors[name].contiguous() for name in tensors}
+        _check_held(config, lambda: owner_of(plain).read(plain, None, None)[0], path)
         write_atomically(path, lambda unfinished: torch.save(plain, unfinished))
     elif path.suffix == "":
-        if family.write_directory is None:
+        write = family_of(config).write_directory
+        if write is None:
             raise CheckpointError(f"{path}: there is no directory format for a model of this family: use .safetensors")
         with new_folder(path) as folder:
-            family.write_directory(config, tensors, folder)
+            write(config, tensors, folder)
+            _check_held(config, lambda: open_directory(folder, openclip_readers())[0], path)
             write_json(folder / CONFIG_FILE, to_json(config))
     else:
         raise CheckpointError(f"{path}: expected a name that ends in .safetensors, .pt or .pth, or a directory's")
@@ -52,18 +55,16 @@ def config_metadata(config: CLIPConfig) -> dict[str, str]:
     return {CONFIG_KEY: json.dumps(to_json(config))}
 
 
-def _check_inferred(config: CLIPConfig, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """CheckpointError unless whoever reads the bare tensors takes them for a model of this config."""
+def _check_held(config: CLIPConfig, read: Callable[[], CLIPConfig | None], path: Path) -> None:
+    """CheckpointError unless `read`, which reads a foreign format, gives the config that was written."""
     try:
-        inferred, _ = owner_of(tensors).read(tensors, None, None)
-    except CheckpointError as error:
-        fault = f"{path}: a state dict can't hold this model's config: {error}"
-        raise CheckpointError(f"{fault}; use .safetensors") from None
-    if inferred != config:
-        differing = "; ".join(_differences(config, inferred)) or "the family"
+        differing = _differences(config, read())
+    except MiniclipError as error:
+        differing = [f"{error!s:.500}"]
+    if differing:
         raise CheckpointError(
-            f"{path}: a state dict can't hold this model's config, and a reader would take it for another one "
-            f"({differing}): use .safetensors"
+            f"{path}: this format can't hold the model's config, whose reader would get another one: "
+            f"{'; '.join(differing)}. Use .safetensors"
         )
 
 
@@ -73,4 +74,4 @@ def _differences(config: Any, other: Any, prefix: str = "") -> list[str]:
         names = [each.name for each in fields(config)]
         pairs = ((getattr(config, name), getattr(other, name), f"{prefix}.{name}".lstrip(".")) for name in names)
         return [line for pair in pairs for line in _differences(*pair)]
-    return [] if config == other else [f"{prefix} is {config!r:.60}, not {other!r:.60}"]
+    return [] if config == other else [f"{prefix or 'it'} is {config!r:.60}, not {other!r:.60}"]

@@ -7,11 +7,10 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from miniclip.config import MAX_INTEGER
 from miniclip.weights.errors import CheckpointError
 
 MAX_BYTES = 1 << 24  # of a config file; real ones have some thousand
-MAX_INTEGER = 1 << 24  # of sizes and counts; the largest real one is a vocabulary of 901,629
-MAX_LAYERS = 1000  # keeps a hostile config from being built for hours; the deepest real tower has 56
 
 
 class Fields:

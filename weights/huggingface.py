@@ -10,10 +10,18 @@ from typing import Any
 from torch import Tensor
 
 from miniclip import tokenizer
-from miniclip.config import ACTIVATIONS, CLIPConfig, PreprocessConfig, TextConfig, TransformerConfig, ViTConfig
+from miniclip.config import (
+    ACTIVATIONS,
+    MAX_LAYERS,
+    CLIPConfig,
+    PreprocessConfig,
+    TextConfig,
+    TransformerConfig,
+    ViTConfig,
+)
 from miniclip.io import save_tensors, write_text
 from miniclip.weights.errors import CheckpointError
-from miniclip.weights.fields import MAX_LAYERS, Fields
+from miniclip.weights.fields import Fields
 from miniclip.weights.names import from_canonical
 
 # In the order in which transformers prefers them.
@@ -28,14 +36,6 @@ LEGACY_EOS = 2  # what configs state that are older than transformers 4.31; tran
 LAYER_NORM_EPS = 1e-5
 STEPS = ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb")  # without exception
 RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
-
-
-def weight_file(folder: Path) -> Path:
-    """The file that the weights of a directory are read from; for weights in parts, their index."""
-    for name in WEIGHT_FILES:
-        if (folder / name).is_file():
-            return folder / name
-    raise CheckpointError(f"{folder} has no weights: expected one of {', '.join(WEIGHT_FILES)}")
 
 
 def read_config(folder: Path) -> CLIPConfig:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from miniclip.config import (
     INTERPOLATIONS,
+    MAX_LAYERS,
     RESIZE_MODES,
     CLIPConfig,
     PreprocessConfig,
@@ -19,8 +20,7 @@ from miniclip.config import (
     TransformerConfig,
     ViTConfig,
 )
-from miniclip.weights.errors import CheckpointError
-from miniclip.weights.fields import MAX_LAYERS, Fields
+from miniclip.weights.fields import Fields
 
 # In the order in which OpenCLIP prefers them; then what the same model may have beside it for transformers alone.
 WEIGHT_FILES = (
@@ -35,7 +35,6 @@ WEIGHT_FILES = (
     "model.safetensors.index.json",
     "pytorch_model.bin.index.json",
 )
-WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
 
 READ = {
     "model_cfg": {"embed_dim", "quick_gelu", "vision_cfg", "text_cfg"},
@@ -97,18 +96,6 @@ IRRELEVANT = {
     },
     "preprocess_cfg": {"fill_color"},
 }
-
-
-def weight_file(folder: Path) -> Path:
-    """The file that the weights of a directory are read from."""
-    for name in WEIGHT_FILES:
-        if (folder / name).is_file():
-            return folder / name
-    others = sorted(file for file in folder.iterdir() if file.suffix in WEIGHT_SUFFIXES)
-    if len(others) != 1:
-        found = ", ".join(file.name for file in others) or "none"
-        raise CheckpointError(f"{folder}: expected {WEIGHT_FILES[0]}, or one file of weights; got {found}")
-    return others[0]
 
 
 def read_config(folder: Path, readers: Sequence[Callable[[Fields], CLIPConfig | None]] = ()) -> CLIPConfig:

@@ -18,7 +18,6 @@ FAMILY = Family(
     read=names.read,
     stages=stages.stages,
     models=MODELS,
-    write_file=openclip.to_openclip,
     write_directory=openclip.write,
     read_openclip=openclip.read_config,
 )

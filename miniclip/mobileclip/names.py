@@ -231,8 +231,8 @@ def infer(shapes: Mapping[str, tuple[int, ...]], code: str | None = None) -> Mob
     if kind == "ViT with convolutions":
         if code is None:
             raise CheckpointError(
-                "MobileCLIP-B or MobileCLIP2-B under miniclip's names: which one can't be told from tensors, so call "
-                'build_model(state_dict, MOBILECLIP["MobileCLIP-B"]) or MOBILECLIP["MobileCLIP2-B"]'
+                "MobileCLIP-B or MobileCLIP2-B under miniclip's names: its tensors don't tell which, so load a "
+                ".safetensors file that save_checkpoint wrote, or call build_model(state_dict, config=...)"
             )
         return mobileclip_config(CONV_VIT[code])
     stages = defaultdict(set)
@@ -331,7 +331,7 @@ def _folded(module: str, fold: Callable[[Parts], KernelAndBias], names: tuple[st
         raise CheckpointError(f"{module} lacks {missing.args[0]}") from None
     if parts:
         raise CheckpointError(f"{module} has {', '.join(parts)}, which has no place there")
-    return result.to(tensors[0].dtype)
+    return result.to(min((tensor.dtype for tensor in tensors), key=lambda dtype: dtype.itemsize))
 
 
 def _fold(kernel: Tensor, parts: Parts, norm: str) -> KernelAndBias:

@@ -108,6 +108,7 @@ def openclip_json(config: MobileCLIPConfig) -> dict:
 def to_openclip(config: MobileCLIPConfig, tensors: Mapping[str, Tensor]) -> Converted:
     """The tensors of OpenCLIP's unfolded model, which is the one that it builds, for tensors that have our names.
 
+    What the dtype of a kernel would round is float64, so that folding gives the same kernel and bias again.
     MobileCLIP-S0, whose text tower OpenCLIP does not have, gets the names that it would have there. CheckpointError for
     Apple's MobileCLIP-B, of which OpenCLIP computes something else.
     """
@@ -133,7 +134,8 @@ def to_openclip(config: MobileCLIPConfig, tensors: Mapping[str, Tensor]) -> Conv
 
 def _part(module: str, large: bool, part: str, kernel: Tensor, bias: Tensor) -> Tensor:
     result = _unfolded(module, large, kernel.double(), bias.double())[part]
-    return result if part.endswith("num_batches_tracked") else result.to(kernel.dtype)
+    rounded = result.to(torch.int64 if part.endswith("num_batches_tracked") else kernel.dtype)
+    return rounded if rounded.is_meta or torch.equal(rounded.double(), result.double()) else result
 
 
 def _unfolded(module: str, large: bool, kernel: Tensor, bias: Tensor) -> Parts:

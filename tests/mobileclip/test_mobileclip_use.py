@@ -93,14 +93,14 @@ def test_bench_times_it(named, tmp_path, capsys):
 
 
 def test_convert_and_back(named, tmp_path, capsys):
-    """The file has OpenCLIP's names, and its metadata the config, which no state dict of this size can tell."""
+    """The file's metadata holds the config, which no state dict of this size can tell."""
     run(capsys, "convert", named, tmp_path / "out.safetensors")
     assert load_file(tmp_path / "out.safetensors").keys() == load_file(tmp_path / "model.safetensors").keys()
     model, again = load(named)[0], load(tmp_path / "out.safetensors")[0]
     assert again.config == model.config
     torch.testing.assert_close(dict(again.state_dict()), dict(model.state_dict()), atol=0, rtol=0)
     assert main(["convert", named, str(tmp_path / "out.pt")]) == 2
-    assert "a state dict can't hold this model's config" in capsys.readouterr().err
+    assert "this format can't hold the model's config" in capsys.readouterr().err
 
 
 def test_trace_plot_and_compare(named, tmp_path, capsys):

@@ -19,8 +19,9 @@ from miniclip.preprocess import Preprocess
 from miniclip.save import save_checkpoint
 from miniclip.weights.errors import CheckpointError
 from miniclip.weights.files import read_file
-from miniclip.weights.huggingface import read_config, weight_file
+from miniclip.weights.huggingface import WEIGHT_FILES, read_config
 from miniclip.weights.names import from_canonical, to_canonical
+from miniclip.weights.stated import weight_file
 
 TOLERANCE = 1e-5  # largest difference of unit embeddings
 
@@ -190,8 +191,8 @@ def test_broken_json(tmp_path, content):
 
 
 def test_weight_file(tmp_path):
-    with pytest.raises(CheckpointError, match=r"no weights: expected one of model\.safetensors"):
-        weight_file(tmp_path)
+    with pytest.raises(CheckpointError, match=r"expected weights in one of model\.safetensors, .*; got none"):
+        weight_file(tmp_path, WEIGHT_FILES)
     for name in (
         "pytorch_model.bin.index.json",
         "pytorch_model.bin",
@@ -199,11 +200,11 @@ def test_weight_file(tmp_path):
         "model.safetensors",
     ):
         (tmp_path / name).touch()
-        assert weight_file(tmp_path).name == name
+        assert weight_file(tmp_path, WEIGHT_FILES).name == name
 
 
 def read_weights(folder) -> dict[str, torch.Tensor]:
-    return dict(to_canonical("huggingface", read_file(weight_file(folder))))
+    return dict(to_canonical("huggingface", read_file(weight_file(folder, WEIGHT_FILES))))
 
 
 @pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
@@ -251,7 +252,7 @@ def test_what_is_there_is_not_overwritten(tmp_path):
     assert [file.read_text() for file in (tmp_path / "full").iterdir()] == ["mine"]
     (tmp_path / "empty").mkdir()
     save_checkpoint(model.config, model.state_dict(), tmp_path / "empty")
-    assert weight_file(tmp_path / "empty")
+    assert weight_file(tmp_path / "empty", WEIGHT_FILES)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["empty", "file", "full"]
 
 
@@ -340,7 +341,7 @@ def test_we_read_what_transformers_writes(tmp_path, activation, end):
     )  # fmt: skip
     theirs.save_pretrained(tmp_path / "one")
     theirs.save_pretrained(tmp_path / "parts", max_shard_size="50KB")
-    assert weight_file(tmp_path / "parts").name == "model.safetensors.index.json"
+    assert weight_file(tmp_path / "parts", WEIGHT_FILES).name == "model.safetensors.index.json"
     processor = transformers.CLIPImageProcessor(size={"shortest_edge": 24}, crop_size=24, resample=2)
     for name in ("one", "parts"):
         processor.save_pretrained(tmp_path / name)

@@ -11,7 +11,8 @@ from miniclip.config import MODELS, CLIPConfig, PreprocessConfig, TextConfig, Tr
 from miniclip.models import CLIP
 from miniclip.weights.errors import CheckpointError
 from miniclip.weights.names import layout_of, to_canonical
-from miniclip.weights.openclip import WEIGHT_FILES, read_config, weight_file
+from miniclip.weights.openclip import WEIGHT_FILES, read_config
+from miniclip.weights.stated import weight_file
 
 TOLERANCE = 1e-5  # largest difference of unit embeddings
 
@@ -138,16 +139,16 @@ def test_refused_preprocessing(tmp_path, field, value):
 
 
 def test_weight_file(tmp_path):
-    with pytest.raises(CheckpointError, match=r"open_clip_model\.safetensors, or one file of weights; got none"):
-        weight_file(tmp_path)
+    with pytest.raises(CheckpointError, match=r"expected weights in one of open_clip_model\.safetensors, .*; got none"):
+        weight_file(tmp_path, WEIGHT_FILES)
     for name in ("epoch_32.pt", *reversed(WEIGHT_FILES)):
         (tmp_path / name).touch()
-        assert weight_file(tmp_path).name == name
+        assert weight_file(tmp_path, WEIGHT_FILES).name == name
         (tmp_path / "other.pt").touch()
     for name in WEIGHT_FILES:
         (tmp_path / name).unlink()
     with pytest.raises(CheckpointError, match=r"got epoch_32\.pt, other\.pt"):
-        weight_file(tmp_path)
+        weight_file(tmp_path, WEIGHT_FILES)
 
 
 # Against open_clip itself
@@ -193,7 +194,7 @@ def test_open_clip_computes_the_same(tmp_path, name, layout, quick_gelu):
     directory(tmp_path, model_cfg | {"custom_text": layout == "CustomTextCLIP"})
     torch.save(theirs.state_dict(), tmp_path / "open_clip_pytorch_model.bin")
 
-    tensors = torch.load(weight_file(tmp_path), weights_only=True)
+    tensors = torch.load(weight_file(tmp_path, WEIGHT_FILES), weights_only=True)
     assert layout_of(tensors) == {"CLIP": "openai", "CustomTextCLIP": "openclip"}[layout]
     tensors = dict(to_canonical(layout_of(tensors), tensors))
 
