@@ -87,7 +87,7 @@ def config_of_file(
     own = None if text is None else _read_metadata(text)
     if own and directory and own != directory:
         raise CheckpointError(
-            f"{path}: the config in its metadata is not the one in {path.parent / format.config_file}: remove the wrong one"
+            f"{path}: the config in its metadata differs from {path.parent / format.config_file}: remove the wrong one"
         )
     return own or directory
 
