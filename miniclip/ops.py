@@ -51,23 +51,3 @@ def attention(qkv: Tensor, causal: bool = False, *, backend: str | None = None) 
 def normalize(x: Tensor) -> Tensor:
     """Divide each vector of `x` [..., E] by its Euclidean length. A zero vector gives NaN, as in openai/CLIP."""
     return x / x.norm(dim=-1, keepdim=True)
-
-
-def contrastive_loss(image: Tensor, text: Tensor, logit_scale: Tensor, *, backend: str | None = None) -> Tensor:
-    """Symmetric InfoNCE (CLIP paper, figure 3): each image picks its text out of the batch, each text its image.
-
-    image, text: [N, E], of unit length; row i of both is a pair. logit_scale: scalar tensor, the multiplier of the
-    cosines, exp(model.logit_scale). Returns a scalar, ln N where the model cannot tell the pairs apart.
-
-    Everything is computed in logit_scale's dtype, also under autocast. The kernel has no N x N matrix in memory.
-    """
-    if len(image) != len(text) or len(image) == 0:
-        raise ValueError(f"got {len(image)} images and {len(text)} texts; expected pairs, at least one")
-    if use_kernel("contrastive_loss", backend, image, size=len(image), fits=image.shape[1] <= 1024):
-        from miniclip.kernels.contrastive_loss import contrastive_loss as kernel
-
-        return kernel(image, text, logit_scale)
-    with torch.autocast(image.device.type, enabled=False):
-        logits = logit_scale * image.to(logit_scale.dtype) @ text.to(logit_scale.dtype).T  # [N images, N texts]
-        pairs = torch.arange(len(logits), device=logits.device)
-        return (F.cross_entropy(logits, pairs) + F.cross_entropy(logits.T, pairs)) / 2

@@ -152,6 +152,11 @@ class MCi(nn.Module):
         self.se = SqueezeExcite(channels, channels // 16)
         self.proj = nn.Linear(channels, embed_dim)
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """What follows one another between the first layers and the last: the stages."""
+        return list(self.stages)
+
     def forward(self, image: Tensor) -> Tensor:
         x = image
         for layer in self.stem:
@@ -183,6 +188,11 @@ class ConvVisionTransformer(nn.Module):
         for module in self.modules():
             if isinstance(module, LayerNorm):
                 module.eps = config.eps
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """What follows one another between the first layers and the last: the transformer's blocks."""
+        return list(self.transformer.resblocks)
 
     def forward(self, image: Tensor) -> Tensor:
         first, second, last = self.stem  # to 1/4, 1/8 and 1/16 of the resolution

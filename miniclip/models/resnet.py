@@ -101,6 +101,11 @@ class ModifiedResNet(nn.Module):
         first = Bottleneck(in_channels, channels, stride)
         return nn.Sequential(first, *(Bottleneck(4 * channels, channels, stride=1) for _ in range(blocks - 1)))
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """What follows one another between the first layers and the last: the four stages."""
+        return [self.layer1, self.layer2, self.layer3, self.layer4]
+
     def features(self, image: Tensor) -> Tensor:
         """The last map, [N, 32 * width, R / 32, R / 32]."""
         x = F.relu(self.bn1(self.conv1(image)))

@@ -27,6 +27,11 @@ class VisionTransformer(nn.Module):
         for parameter in (self.class_embedding, self.positional_embedding, self.proj):
             nn.init.normal_(parameter, std=width**-0.5)
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """What follows one another between the first layers and the last: the transformer's blocks."""
+        return list(self.transformer.resblocks)
+
     def forward(self, image: Tensor) -> Tensor:
         patches = self.conv1(image).flatten(2).transpose(1, 2)  # [N, (R / P)^2, D], row by row
         class_token = self.class_embedding.to(patches.dtype).expand(patches.shape[0], 1, -1)

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from miniclip.config import PreprocessConfig
+from miniclip.errors import UsageError
+from miniclip.models.vit import VisionTransformer
 
 Captions = list[tuple[str, ...]]
 
@@ -49,7 +51,7 @@ def cifar(images: Tensor, size: int, captions: Captions, rng: torch.Generator) -
     """Pad by an eighth on each side with black, crop at random, mirror half: the usual augmentation of CIFAR-10."""
     n, pad = len(images), size // 8
     if images.shape[-1] != size:
-        raise ValueError(
+        raise UsageError(
             f"the pictures are {images.shape[-1]} pixels wide, the model takes {size}; expected the same: "
             "--model-size cifar-resnet, or another augmentation, which resizes"
         )
@@ -155,8 +157,9 @@ class PatchDropout:
         self.fraction = fraction
         self.rng: torch.Generator | None = None  # set before each forward pass that shall drop
         if fraction:
-            if not hasattr(visual, "ln_pre"):
-                raise ValueError("patches can be dropped in a ViT only; this image tower is a ModifiedResNet")
+            if not isinstance(visual, VisionTransformer):
+                kind = type(visual).__name__
+                raise UsageError(f"--patch-dropout needs a VisionTransformer as image tower; this one is a {kind}")
             visual.ln_pre.register_forward_pre_hook(self._drop)
 
     def _drop(self, module: torch.nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:

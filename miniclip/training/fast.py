@@ -6,12 +6,12 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from miniclip.models import CLIP
-from miniclip.models.resnet import Bottleneck, ModifiedResNet
-from miniclip.models.transformer import MLP, ResidualAttentionBlock
+from miniclip.models.transformer import MLP
+from miniclip.training.towers import blocks_of
 
 
 def fuse_quick_gelu(model: CLIP) -> None:
@@ -33,15 +33,15 @@ def _mlp_forward(mlp: MLP, x: Tensor) -> Tensor:
 
 
 def convolve_channels_last(model: CLIP) -> None:
-    """Keep the maps of a ModifiedResNet as [N, h, w, C] in memory, which convolutions prefer: a quarter faster on a
-    CPU, and what tensor cores want."""
-    if isinstance(model.visual, ModifiedResNet):
+    """Keep the maps of a convolutional image tower as [N, h, w, C] in memory, which convolutions prefer: a quarter
+    faster on a CPU, and what tensor cores want."""
+    if sum(isinstance(module, nn.Conv2d) for module in model.visual.modules()) > 1:
         model.visual.to(memory_format=torch.channels_last)
 
 
 def checkpoint_activations(model: CLIP) -> None:
     """Keep only what enters each block, and compute the rest again in the backward pass: for a third more arithmetic,
     memory for the activations of about one block instead of all of them."""
-    for module in model.modules():
-        if isinstance(module, (ResidualAttentionBlock, Bottleneck)):
+    for block in (*model.transformer.resblocks, *blocks_of(model.visual, "--activation-checkpointing")):
+        for module in block if isinstance(block, nn.Sequential) else [block]:
             module.forward = partial(checkpoint, module.forward, use_reentrant=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -20,12 +20,12 @@ from miniclip.data.batches import Batch, Epochs, Pictures, choose_captions
 from miniclip.data.seeds import generator
 from miniclip.data.shards import Shards
 from miniclip.models import CLIP
-from miniclip.parallel import is_main, rank, world_size
+from miniclip.parallel import is_main, is_set_up, rank, world_size
 from miniclip.training import augment
 from miniclip.training.checkpoint import export_weights, load_checkpoint, save_checkpoint
-from miniclip.training.distributed import sharded_contrastive_loss
 from miniclip.training.diverged import TrainingDivergedError, explain
-from miniclip.training.loss import Embedder, cached_backward, chunked_contrastive_loss, clamp_logit_scale
+from miniclip.training.gradient_cache import Embedder, cached_backward
+from miniclip.training.loss import LOSSES, clamp_logit_scale, sharded_loss, whole_loss, without_autocast
 from miniclip.training.optim import build_optimizer, freeze, learning_rate, training_mode
 from miniclip.training.options import TrainOptions
 from miniclip.training.report import Reporter
@@ -44,13 +44,13 @@ class Trainer:
         self.model, self.source, self.val, self.total, self.options = model, source, val, total, options
         self.device = model.logit_scale.device
         self.output = Path(options.output)
-        self.report = Reporter(self.output, is_main(), options.batch_size)
+        self.loss = LOSSES[options.loss]
+        self.report = Reporter(self.output, is_main(), self.loss.chance(options.batch_size))
         freeze(model, options)
         training_mode(model, options)
-        self.embedder = Embedder(model)
-        if dist.is_initialized():
-            self.embedder = DistributedDataParallel(self.embedder)
-        self.optimizer = build_optimizer(model, options)
+        self.embedder = Embedder(model, self.loss.bias)
+        self.parallel = DistributedDataParallel(self.embedder) if is_set_up() else self.embedder
+        self.optimizer = build_optimizer(self.embedder, options)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=options.precision == "fp16")
         self.patch_dropout = augment.PatchDropout(model.visual, options.patch_dropout)
         self.done = 0  # steps
@@ -126,23 +126,26 @@ class Trainer:
         self.patch_dropout.rng = rng
         with self.arithmetic():
             if micro_batch < len(images):
-                scaled = cached_backward(self.embedder, images, texts, micro_batch, self.scaled_loss())
+                scaled = cached_backward(self.parallel, images, texts, micro_batch, self.scaled_loss)
             else:
-                scaled = self.scaled_loss()(*self.embedder(images, texts))
-                scaled.backward()
+                scaled = self.scaled_loss(*self.parallel(images, texts))
+                with without_autocast(images):
+                    scaled.backward()
         self.patch_dropout.rng = None
         loss = scaled.detach() / self.scaler.get_scale()
-        if dist.is_initialized():
+        if is_set_up():
             dist.all_reduce(loss)
             loss /= world_size()
         self.scaler.unscale_(self.optimizer)
-        return loss, torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.options.clip).detach()
+        return loss, torch.nn.utils.clip_grad_norm_(self.embedder.parameters(), self.options.clip).detach()
 
-    def scaled_loss(self) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-        """The loss of unit embeddings and logit scale, times the factor that keeps float16 gradients from vanishing."""
-        chunk = self.options.chunk
-        loss = partial(chunked_contrastive_loss, chunk=chunk) if chunk else sharded_contrastive_loss
-        return lambda *embeddings: self.scaler.scale(loss(*embeddings))
+    def scaled_loss(self, *embedded: Tensor) -> Tensor:
+        """The loss of what the embedder returns, times the factor that keeps float16 gradients from vanishing."""
+        return self.scaler.scale(sharded_loss(self.loss.function, *embedded, chunk=self.options.chunk))
+
+    def own_loss(self, image: Tensor, text: Tensor) -> Tensor:
+        """The loss of unit embeddings of this process alone."""
+        return whole_loss(self.loss.function, image, text, *self.embedder.scalars())
 
     def is_finite(self, loss: Tensor, norm: Tensor) -> bool:
         """In float16 gradients may overflow: the scaler then leaves the step out and halves its factor, down to 1."""
@@ -165,7 +168,7 @@ class Trainer:
         """Log how good the model is on the validation pictures, and keep its weights if it was never better."""
         if is_main():
             with self.arithmetic():
-                result = validate(self.model, self.val, self.options.template, self.options.batch_size)
+                result = validate(self.model, self.val, self.options.template, self.options.batch_size, self.own_loss)
             training_mode(self.model, self.options)
             self.report.log({"step": self.done, **{f"val_{name}": value for name, value in asdict(result).items()}})
             if result.image_top1 > self.best:
@@ -176,7 +179,8 @@ class Trainer:
         if is_main():
             parts = {"model": self.model, "optimizer": self.optimizer, "scaler": self.scaler}
             state = {name: part.state_dict() for name, part in parts.items()}
-            state |= {"done": self.done, "best": self.best, "options": asdict(self.options)}
+            state |= {"logit_bias": self.embedder.logit_bias, "done": self.done, "best": self.best}
+            state |= {"options": asdict(self.options)}
             export_weights(self.model, self.output / "last.safetensors")
             save_checkpoint(state, self.output / "checkpoint.pt")  # last: what it has done is not done again
 
@@ -185,16 +189,18 @@ class Trainer:
         path = self.output / "checkpoint.pt"
         if path.exists():
             state = load_checkpoint(path)
-            before, now = state["options"], asdict(self.options)
+            before, now = asdict(TrainOptions()) | state["options"], asdict(self.options)
             for name in sorted(now.keys() - MAY_CHANGE):
-                if before.get(name) != now[name]:
-                    self.report.say(f"{path} was made with {name} = {before.get(name)!r}; going on with {now[name]!r}")
+                if before[name] != now[name]:
+                    self.report.say(f"{path} was made with {name} = {before[name]!r}; going on with {now[name]!r}")
             self.model.load_state_dict(state["model"])
             settings = [(group["lr_scale"], group["weight_decay"]) for group in self.optimizer.param_groups]
             self.optimizer.load_state_dict(state["optimizer"])  # also brings the old settings back
             for group, values in zip(self.optimizer.param_groups, settings, strict=True):
                 group["lr_scale"], group["weight_decay"] = values
             self.scaler.load_state_dict(state["scaler"])
+            if self.embedder.logit_bias is not None and state.get("logit_bias") is not None:
+                self.embedder.logit_bias.data.copy_(state["logit_bias"])
             self.done, self.best = state["done"], state["best"]
             self.report.say(f"going on from {path}, after step {self.done} of {self.total}")
         elif self.options.whiten_patches:

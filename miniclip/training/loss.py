@@ -1,147 +1,143 @@
-"""The symmetric contrastive loss, and its gradient for batches whose logits or activations do not fit in memory.
+"""The losses that `miniclip train --loss` can choose from, whole, in chunks, and over several processes.
 
-The three losses (the first is `miniclip.ops.contrastive_loss`, the third
-`miniclip.training.distributed.sharded_contrastive_loss`) take the same arguments, in the order in which `Embedder`
-returns them: `loss = contrastive_loss(*embedder(images, texts))`.
+A loss is a function of some of the pairs of a batch, and of all its pairs. A process calls it with its own pairs and
+those of all processes; a chunk is treated in the same way. The mean over pairs is the loss of the batch. A new loss is
+such a function, and a row of LOSSES.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
-from torch.nn.parallel import DistributedDataParallel
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from miniclip.models.clip import CLIP
-from miniclip.ops import contrastive_loss
+from miniclip.errors import UsageError
+from miniclip.kernels.dispatch import use_kernel
+from miniclip.models import CLIP
+from miniclip.parallel import all_gather, rank, world_size
 
 MAX_LOGIT_SCALE = math.log(100)  # CLIP paper, section 2.5: larger multipliers make training unstable
 
 
-class Embedder(nn.Module):
-    """A CLIP seen as what the losses take: (images, texts) -> unit embeddings of both, and the logits' multiplier.
+class Pairs(NamedTuple):
+    """Unit embeddings, each [N, E]: row i of both is a pair."""
 
-    It is what DistributedDataParallel must wrap: that reduces gradients only of what its own forward returned, and
-    CLIP's forward returns logits.
+    image: Tensor
+    text: Tensor
+
+
+def softmax_loss(own: Pairs, every: Pairs, first: int, logit_scale: Tensor) -> Tensor:
+    """Symmetric InfoNCE (CLIP paper, figure 3): each image picks its text among all, each text its image.
+
+    own: n of the N pairs in `every`, from the row `first` on. logit_scale: the multiplier of the cosines. Returns the
+    mean over own pairs: ln N if the model can't tell the pairs apart.
+    """
+    target = torch.arange(first, first + len(own.image), device=own.image.device)
+    image_logits = logit_scale * own.image @ every.text.T  # [n, N]
+    text_logits = image_logits.T if own is every else logit_scale * own.text @ every.image.T
+    return (F.cross_entropy(image_logits, target) + F.cross_entropy(text_logits, target)) / 2
+
+
+def sigmoid_loss(own: Pairs, every: Pairs, first: int, logit_scale: Tensor, logit_bias: Tensor) -> Tensor:
+    """The pairwise sigmoid loss (Zhai et al. 2023, SigLIP, algorithm 1): for each image and each text a binary
+    classification, whether they are a pair.
+
+    Arguments as of `softmax_loss`; logit_bias is added to the logits. Returns the sum over all texts, and of that the
+    mean over own images.
+    """
+    logits = -(logit_scale * own.image @ every.text.T + logit_bias)  # [n, N], of "they do not belong together"
+    logits.diagonal(first).neg_()
+    return -F.logsigmoid(logits).sum() / len(logits)
+
+
+def triton_loss(own: Pairs, every: Pairs, first: int, logit_scale: Tensor) -> Tensor:
+    """`softmax_loss` of a whole batch on a GPU by a Triton kernel, of embeddings rounded to bfloat16."""
+    if own is not every:
+        raise UsageError("the triton loss takes a whole batch; leave out --chunk and torchrun, or take --loss softmax")
+    return contrastive_loss(own.image.bfloat16(), own.text.bfloat16(), logit_scale, backend="triton")
+
+
+def _sigmoid_at_chance(count: int) -> float:
+    """The least `sigmoid_loss` of `count` pairs whose logits are all the same."""
+    return math.log(count) - (count - 1) * math.log1p(-1 / count) if count > 1 else 0.0
+
+
+class Loss(NamedTuple):
+    """A row of LOSSES.
+
+    function   see `softmax_loss`
+    bias       where the logit bias starts, which the function then takes too; None: the loss has none
+    chance     number of pairs in a batch -> the loss of a model that can't tell them apart
     """
 
-    def __init__(self, clip: CLIP):
-        super().__init__()
-        self.clip = clip
-
-    def forward(self, images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """images [N, 3, R, R], texts [N, L] -> image [N, E], text [N, E], logit_scale, a scalar."""
-        image = self.clip.encode_image(images, normalize=True)
-        text = self.clip.encode_text(texts, normalize=True)
-        return image, text, self.clip.logit_scale.exp()
+    function: Callable[..., Tensor]
+    bias: float | None = None
+    chance: Callable[[int], float] = math.log
 
 
-def chunked_contrastive_loss(image: Tensor, text: Tensor, logit_scale: Tensor, chunk: int) -> Tensor:
-    """`contrastive_loss` with the logits of only `chunk` images, against all texts, in memory at a time.
+LOSSES = {
+    "softmax": Loss(softmax_loss),
+    "sigmoid": Loss(sigmoid_loss, bias=-10.0, chance=_sigmoid_at_chance),
+    "triton": Loss(triton_loss),
+}
 
-    The same result and gradients, also logit_scale's, for a third more arithmetic: the backward pass computes the
-    logits again. The gradients cannot be differentiated again.
+
+def contrastive_loss(image: Tensor, text: Tensor, logit_scale: Tensor, *, backend: str | None = None) -> Tensor:
+    """`softmax_loss` of a whole batch, a scalar.
+
+    image, text: [N, E], of unit length; row i of both is a pair. logit_scale: scalar tensor, exp(model.logit_scale), in
+    whose dtype everything is computed, also under autocast. backend: see `miniclip.ops`; the kernel has no N x N matrix
+    in memory.
     """
     _check_pairs(image, text)
-    if chunk < 1:
-        raise ValueError(f"chunk is {chunk}; expected the number of images whose logits are held at once, at least 1")
+    if use_kernel("contrastive_loss", backend, image, size=len(image), fits=image.shape[1] <= 1024):
+        from miniclip.kernels.contrastive_loss import contrastive_loss as kernel
+
+        return kernel(image, text, logit_scale)
+    return whole_loss(softmax_loss, image, text, logit_scale)
+
+
+def whole_loss(loss: Callable[..., Tensor], image: Tensor, text: Tensor, *scalars: Tensor) -> Tensor:
+    """A loss of all pairs of this process, image and text [N, E], in the dtype of the scalars: the logits' scale, and
+    for some losses their bias."""
+    _check_pairs(image, text)
     with without_autocast(image):
-        dtype = logit_scale.dtype
-        return _ChunkedContrastiveLoss.apply(image.to(dtype), text.to(dtype), logit_scale, chunk)
+        pairs = Pairs(image.to(scalars[0].dtype), text.to(scalars[0].dtype))
+        return loss(pairs, pairs, 0, *scalars)
 
 
-class _ChunkedContrastiveLoss(torch.autograd.Function):
-    """Rows of the logits are images, columns texts. Between the passes each softmax is two numbers: its largest logit,
-    and its sum of exp(logit - largest).
+def sharded_loss(loss: Callable[..., Tensor], image: Tensor, text: Tensor, *scalars: Tensor, chunk: int = 0) -> Tensor:
+    """A loss of this process's pairs against those of all processes; the mean of that over processes is the loss of the
+    concatenated batch. With one process and without chunks it is `whole_loss`.
 
-    One would do, their logsumexp. But its rounding, at a scale of 100 in float32, makes the softmaxes' sums differ from
-    1 by so much that the scale's gradient has an error of 1e-4 instead of 6e-6.
+    image, text: [N, E], N the same in all processes; scalars: as of `whole_loss`. chunk: how many pairs' logits are in
+    memory at once, 0 for all: the same result for more arithmetic, because the backward pass computes the logits again.
+
+    The gradient has a factor of the world size W: the mean over own rows is W times their part of the whole loss, and
+    the gather sums over processes without dividing, so that each process's backward pass gives W times what its pairs
+    contribute to the whole gradient. DistributedDataParallel averages over processes, and thereby divides by W.
     """
-
-    @staticmethod
-    def forward(ctx, image: Tensor, text: Tensor, scale: Tensor, chunk: int) -> Tensor:
-        row_max, row_sum, pairs = (image.new_empty(len(image)) for _ in range(3))  # pairs: the logits' diagonal
-        column_max, column_sum = image.new_full((len(image),), -math.inf), image.new_zeros(len(image))
-        for start in range(0, len(image), chunk):
-            own = slice(start, start + chunk)
-            logits = scale * image[own] @ text.T
-            pairs[own] = logits.diagonal(start)
-            row_max[own] = logits.amax(1)
-            row_sum[own] = (logits - row_max[own, None]).exp_().sum(1)
-            new_max = torch.maximum(column_max, logits.amax(0))
-            column_sum = column_sum * (column_max - new_max).exp() + logits.sub_(new_max).exp_().sum(0)
-            column_max = new_max
-        ctx.save_for_backward(image, text, scale, row_max, row_sum, column_max, column_sum)
-        ctx.chunk = chunk
-        return ((row_max - pairs) + row_sum.log() + (column_max - pairs) + column_sum.log()).mean() / 2
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        image, text, scale, row_max, row_sum, column_max, column_sum = ctx.saved_tensors
-        grad_image, grad_text, grad_scale = torch.empty_like(image), torch.zeros_like(text), torch.zeros_like(scale)
-        with without_autocast(image):  # which the caller of backward() may have on
-            for start in range(0, len(image), ctx.chunk):
-                own = slice(start, start + ctx.chunk)
-                scaled = scale * image[own]
-                logits = scaled @ text.T
-                grad_logits = (logits - row_max[own, None]).exp_().div_(row_sum[own, None])
-                grad_logits += logits.sub_(column_max).exp_().div_(column_sum)
-                grad_logits.diagonal(start).sub_(2)
-                grad_logits *= grad / (2 * len(image))
-                grad_scaled = grad_logits @ text
-                grad_image[own] = scale * grad_scaled
-                grad_text.addmm_(grad_logits.T, scaled)
-                grad_scale += (image[own] * grad_scaled).sum()
-        return grad_image, grad_text, grad_scale, None
-
-
-def cached_backward(
-    model: nn.Module,
-    images: Tensor,
-    texts: Tensor,
-    micro_batch: int,
-    loss_fn: Callable[[Tensor, Tensor, Tensor], Tensor] = contrastive_loss,
-) -> Tensor:
-    """Add the whole batch's gradient to the parameters' .grad with the activations of one micro-batch in memory.
-
-    Gradient caching (Gao et al. 2021): embed everything without graphs, take the loss's gradient with respect to the
-    embeddings, then embed each micro-batch again and continue backwards from its share of that gradient. It costs one
-    more forward pass. Summing the losses of micro-batches would not do: each would lack the others' negatives.
-
-    model: an Embedder, or DistributedDataParallel around one, which reduces once, with the last micro-batch.
-    images, texts: this process's batch. loss_fn: any of the losses; a GradScaler multiplies in here.
-    Returns what loss_fn returned, detached.
-
-    Call it inside torch.autocast if that is wanted. On the CPU and CUDA both passes draw the same random numbers.
-    BatchNorm in training mode is the exception to "whole batch": it normalises by each micro-batch's statistics, and
-    updates the running ones in both passes.
-    """
-    if micro_batch < 1:
-        raise ValueError(f"micro_batch is {micro_batch}; expected the number of pairs to embed at once, at least 1")
-    _check_pairs(images, texts)
-    batches = list(zip(images.split(micro_batch), texts.split(micro_batch), strict=True))
-    with torch.no_grad(), torch.random.fork_rng([images.device] if images.is_cuda else []):
-        image, text, scale = zip(*(model(*batch) for batch in batches), strict=True)
-    embeddings = [torch.cat(image).requires_grad_(), torch.cat(text).requires_grad_(), scale[0].requires_grad_()]
-    loss = loss_fn(*embeddings)
-    with without_autocast(images):
-        grad_image, grad_text, grad_scale = torch.autograd.grad(loss, embeddings)
-
-    grad_scale /= len(batches)  # the scale takes part in every micro-batch
-    gradients = zip(grad_image.split(micro_batch), grad_text.split(micro_batch), strict=True)
-    for i, (batch, cached) in enumerate(zip(batches, gradients, strict=True)):
-        accumulating = isinstance(model, DistributedDataParallel) and i < len(batches) - 1
-        with model.no_sync() if accumulating else contextlib.nullcontext():
-            outputs = zip(model(*batch), (*cached, grad_scale), strict=True)
-            trained = [pair for pair in outputs if pair[0].requires_grad]  # less a frozen tower, a frozen scale
-            with without_autocast(images):
-                torch.autograd.backward(*zip(*trained, strict=True))
-    return loss.detach()
+    if world_size() == 1 and not chunk:
+        return whole_loss(loss, image, text, *scalars)
+    _check_pairs(image, text)
+    if chunk < 0:
+        raise UsageError(f"chunk is {chunk}; expected the number of pairs whose logits are held at once, or 0 for all")
+    with without_autocast(image):
+        both = torch.cat([image, text], dim=1).to(scalars[0].dtype)
+        every = Pairs(*all_gather(both).chunk(2, dim=1))  # each [W * N, E]
+        again = partial(checkpoint, loss, use_reentrant=False, preserve_rng_state=False)
+        total, first = 0, rank() * len(both)
+        for part in both.split(chunk or len(both)):
+            own = Pairs(*part.chunk(2, dim=1))
+            total = total + (again if chunk else loss)(own, every, first, *scalars) * (len(part) / len(both))
+            first += len(part)
+        return total
 
 
 def clamp_logit_scale(model: CLIP) -> None:
@@ -157,4 +153,4 @@ def without_autocast(x: Tensor) -> torch.autocast:
 
 def _check_pairs(image: Tensor, text: Tensor) -> None:
     if len(image) != len(text) or len(image) == 0:
-        raise ValueError(f"got {len(image)} images and {len(text)} texts; expected pairs, at least one")
+        raise UsageError(f"got {len(image)} images and {len(text)} texts; expected pairs, at least one")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-import re
 
 import torch
 from torch import nn
 
 from miniclip.models import CLIP
+from miniclip.training.gradient_cache import Embedder
 from miniclip.training.options import TrainOptions
+from miniclip.training.towers import layers_above
 
 
 def freeze(model: CLIP, options: TrainOptions) -> None:
@@ -34,34 +35,21 @@ def _batch_norms(model: nn.Module) -> list[nn.Module]:
     return [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
 
 
-def build_optimizer(model: CLIP, options: TrainOptions) -> torch.optim.AdamW:
+def build_optimizer(embedder: Embedder, options: TrainOptions) -> torch.optim.AdamW:
     """AdamW with the CLIP paper's betas for ViTs (table 18). Vectors and scalars (gains, biases, the class embedding,
     the temperature) are not decayed. Each group has its learning rate relative to the highest, "lr_scale".
 
     The paper's epsilon, 1e-6, is for batches of 32,768: in small ones many tokens' gradients are no larger than that.
     """
+    above = layers_above(embedder.clip) if options.layer_decay != 1 else {}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in embedder.named_parameters():
         if parameter.requires_grad:
             decay = options.weight_decay if parameter.ndim >= 2 else 0.0
-            lr_scale = options.layer_decay ** layers_above(name, model)
+            lr_scale = options.layer_decay ** above.get(name.removeprefix("clip."), 0)
             groups.setdefault((lr_scale, decay), []).append(parameter)
     settings = [{"params": p, "lr_scale": scale, "weight_decay": decay} for (scale, decay), p in groups.items()]
     return torch.optim.AdamW(settings, lr=options.lr, betas=(0.9, 0.98), eps=1e-8, fused=True)
-
-
-def layers_above(name: str, model: CLIP) -> int:
-    """How many layers lie between a parameter and the end of its tower: 0 for the projection and what surrounds it,
-    1 for the last block (of a ResNet: stage), and one more than the first block for the embeddings and the stem."""
-    if re.fullmatch(r"logit_scale|text_projection|ln_final\..*|visual\.(proj|ln_post\..*|attnpool\..*)", name):
-        return 0
-    image = name.startswith("visual.")
-    if image and hasattr(model.visual, "layer1"):
-        stage = re.match(r"visual\.layer(\d)", name)
-        return 5 - int(stage[1]) if stage else 5
-    depth = len((model.visual if image else model).transformer.resblocks)
-    block = re.search(r"resblocks\.(\d+)", name)
-    return depth - int(block[1]) if block else depth + 1
 
 
 def learning_rate(step: int, total: int, options: TrainOptions) -> float:

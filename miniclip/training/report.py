@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections import Counter, deque
 from pathlib import Path
 
 from tqdm import tqdm
 
-STUCK_AFTER = 100  # steps whose mean loss is compared with ln B
-STUCK_WITHIN = 0.02  # of ln B; untrained models begin a little above it
+STUCK_AFTER = 100  # steps whose mean loss is compared with that at chance
+STUCK_WITHIN = 0.02  # as a share of the loss at chance; untrained models begin a little above it
 
 
 class Reporter:
     """Speaks on stderr, above the progress bar, and writes log.jsonl and problems.txt in the run's folder. Of several
     processes only the main one speaks and logs."""
 
-    def __init__(self, output: Path, speaks: bool, batch_size: int):
-        self.output, self.speaks = output, speaks
-        self.chance = math.log(batch_size)
+    def __init__(self, output: Path, speaks: bool, chance: float):
+        self.output, self.speaks, self.chance = output, speaks, chance
         self.losses: deque[float] = deque(maxlen=STUCK_AFTER)
         self.problem_list = output / "problems.txt"
         self.listed: set[str] = set()
@@ -65,7 +63,7 @@ class Reporter:
         return repeated
 
     def watch_loss(self, loss: float, warming_up: bool) -> None:
-        """Say it aloud when the loss stays where it is without any learning, at ln B."""
+        """Say it aloud when the loss stays at `chance`, that of a model that can't tell the pairs of a batch apart."""
         if warming_up:
             return
         self.losses.append(loss)
@@ -73,7 +71,7 @@ class Reporter:
         if len(self.losses) == STUCK_AFTER and mean > (1 - STUCK_WITHIN) * self.chance:
             self.say_once(
                 "stuck",
-                f"the loss stays at ln B = {self.chance:.3f} (mean of {STUCK_AFTER} steps: {mean:.3f}), as if images "
+                f"the loss stays at {self.chance:.3f} (mean of {STUCK_AFTER} steps: {mean:.3f}), as if images "
                 "and captions had nothing to do with each other. Check that they belong together, and that pictures "
                 "and captions differ within a batch; then try a tenth of the --lr, or a longer --warmup",
             )

@@ -30,6 +30,7 @@ from miniclip.models import CLIP
 from miniclip.training.augment import AUGMENTATIONS
 from miniclip.training.fast import checkpoint_activations, convolve_channels_last, fuse_quick_gelu
 from miniclip.training.loop import Trainer
+from miniclip.training.loss import LOSSES
 from miniclip.training.options import TrainOptions
 from miniclip.training.plot import plot
 from miniclip.training.report import Reporter
@@ -62,7 +63,7 @@ def _train(options: TrainOptions, device: torch.device) -> CLIP:
     options = complete(options)
     output = Path(options.output)
     output.mkdir(parents=True, exist_ok=True)
-    report = Reporter(output, parallel.is_main(), options.batch_size)
+    report = Reporter(output, parallel.is_main(), LOSSES[options.loss].chance(options.batch_size))
     if parallel.is_main():
         make_data(options)
     if dist.is_initialized():
@@ -105,12 +106,12 @@ def complete(options: TrainOptions) -> TrainOptions:
         raise ValueError(
             f"--batch-size {options.batch_size} can't be shared evenly by {world} processes, 2 or more to each"
         )
-    if options.chunk and world > 1:
-        raise ValueError("--chunk is for one process; with several, each already holds only its own rows of the logits")
     if is_shards(options.data) and not options.steps:
         raise ValueError("tar shards do not tell how many pictures they hold; expected --steps")
     if not all("{}" in template for template in options.template):
         raise ValueError(f"--template is {options.template}; expected {{}} where the caption goes")
+    if options.loss not in LOSSES:
+        raise ValueError(f"--loss is {options.loss!r}; expected one of {', '.join(LOSSES)}")
     if options.augment and options.augment not in AUGMENTATIONS:
         raise ValueError(f"--augment is {options.augment!r}; expected one of {', '.join(AUGMENTATIONS)}")
     cifar10 = is_cifar10(options.data)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +13,6 @@ from miniclip.data.batches import Pictures
 from miniclip.models import CLIP
 from miniclip.tokenizer import tokenize
 from miniclip.training import augment
-from miniclip.training.loss import contrastive_loss
 from miniclip.zero_shot import topk_accuracy
 
 
@@ -36,10 +35,17 @@ def tokenize_short(texts: list[str], context_length: int) -> Tensor:
 
 
 @torch.no_grad()
-def validate(model: CLIP, pictures: Pictures, templates: Sequence[str], batch_size: int) -> Validation:
+def validate(
+    model: CLIP,
+    pictures: Pictures,
+    templates: Sequence[str],
+    batch_size: int,
+    loss: Callable[[Tensor, Tensor], Tensor],
+) -> Validation:
     """Compare all `pictures` with all their different first captions, each the mean over the templates.
 
-    The pictures are resized to the model's image size, on white. The model is left in eval mode.
+    The pictures are resized to the model's image size, on white. loss: of unit embeddings [N, E] of a batch of pairs.
+    The model is left in eval mode.
     """
     model.eval()
     device, config = model.logit_scale.device, model.config.preprocess
@@ -51,14 +57,14 @@ def validate(model: CLIP, pictures: Pictures, templates: Sequence[str], batch_si
         images.append(model.encode_image(augment.normalize(pixels, config), normalize=True).float())
     image = torch.cat(images)
     classes = {name: number for number, name in enumerate(dict.fromkeys(names))}
-    text = torch.stack([embed_texts(model, [t.replace("{}", name) for name in classes], batch_size) for t in templates])
+    text = torch.stack([_embed(model, [t.replace("{}", name) for name in classes], batch_size) for t in templates])
     text = F.normalize(text.mean(0), dim=-1)
     label = torch.tensor([classes[name] for name in names], device=device)
 
     cosines = image @ text.T
     accuracy = topk_accuracy(cosines, label, ks=(1, 5))
     pairs = zip(image.split(batch_size), text[label].split(batch_size), strict=True)
-    losses = [contrastive_loss(*pair, model.logit_scale.exp()) * len(pair[0]) for pair in pairs]
+    losses = [loss(*pair) * len(pair[0]) for pair in pairs]
     return Validation(
         loss=float(sum(losses)) / len(image),
         image_top1=accuracy[1],
@@ -67,7 +73,8 @@ def validate(model: CLIP, pictures: Pictures, templates: Sequence[str], batch_si
     )
 
 
-def embed_texts(model: CLIP, texts: list[str], batch_size: int) -> Tensor:
-    """Unit embeddings [N, E], float32."""
+def _embed(model: CLIP, texts: list[str], batch_size: int) -> Tensor:
+    """Unit embeddings [N, E], float32. `miniclip.embed.embed_texts` would wait for the other processes, which do not
+    validate, and refuse long texts."""
     tokens = tokenize_short(texts, model.context_length).to(model.logit_scale.device)
     return torch.cat([model.encode_text(part, normalize=True).float() for part in tokens.split(batch_size)])

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from miniclip.errors import UsageError
 from miniclip.models.vit import VisionTransformer
 
 
 @torch.no_grad()
-def whiten_patches(visual: VisionTransformer, pixels: Tensor) -> None:
-    """Set the patch embedding to the principal components of the patches of `pixels` [N, 3, R, R], those with little
-    variance strengthened: the standard deviation of each output is the fourth root of its component's variance. Where
-    there are fewer components than outputs, the other outputs stay as they are.
+def whiten_patches(visual: nn.Module, pixels: Tensor) -> None:
+    """Set the patch embedding to the principal components of the patches of `pixels` [N, 3, R, R].
 
-    Pixels of a patch are so alike that a random embedding sees hardly more than the mean colour.
+    Components with little variance are strengthened: the standard deviation of each output is the fourth root of its
+    component's variance. If there are fewer components than outputs, the other outputs stay as they are. Pixels of a
+    patch are so alike that a random embedding hardly responds to more than the mean colour. UsageError if the tower is
+    not a ViT.
     """
+    if not isinstance(visual, VisionTransformer):
+        kind = type(visual).__name__
+        raise UsageError(f"--whiten-patches needs a VisionTransformer as image tower; this one is a {kind}")
     weight = visual.conv1.weight  # [D, 3, P, P]
     side = weight.shape[-1]
     patches = torch.nn.functional.unfold(pixels, side, stride=side).transpose(1, 2).flatten(0, 1).double()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,22 +15,35 @@ from test_loss import TOLERANCE, gradients, pairs, small_embedder, unit, whole_b
 from torch.nn.parallel import DistributedDataParallel
 
 from miniclip.parallel import all_gather, is_main, rank, setup, world_size
-from miniclip.training import distributed
-from miniclip.training.distributed import sharded_contrastive_loss
-from miniclip.training.loss import cached_backward, contrastive_loss
+from miniclip.training import loss as losses
+from miniclip.training.gradient_cache import Embedder, cached_backward
+from miniclip.training.loss import contrastive_loss, sharded_loss, sigmoid_loss, softmax_loss, whole_loss
 
 WORLD_SIZE = 2
 PAIRS = 10  # in all
+SOFTMAX = partial(sharded_loss, softmax_loss)
 
 
-def plain(model, images, texts):
-    loss = sharded_contrastive_loss(*model(images, texts))
+def plain(model, images, texts, loss_fn=SOFTMAX):
+    loss = loss_fn(*model(images, texts))
     loss.backward()
     return loss.detach()
 
 
+def chunked(model, images, texts):
+    return plain(model, images, texts, partial(sharded_loss, softmax_loss, chunk=2))
+
+
 def cached(model, images, texts):
-    return cached_backward(model, images, texts, 2, sharded_contrastive_loss)  # 5 pairs: micro-batches of 2, 2, 1
+    return cached_backward(model, images, texts, 2, partial(sharded_loss, softmax_loss))  # micro-batches of 2, 2, 1
+
+
+def sigmoid(model, images, texts):
+    return plain(model, images, texts, partial(sharded_loss, sigmoid_loss))
+
+
+def chunked_sigmoid(model, images, texts):
+    return plain(model, images, texts, partial(sharded_loss, sigmoid_loss, chunk=3))
 
 
 def detached_gather(x):
@@ -41,8 +55,10 @@ def averaging_gather(x):
     return all_gather(x / WORLD_SIZE + (x * (1 - 1 / WORLD_SIZE)).detach())
 
 
-CASES = [(step, dtype, all_gather) for step in (plain, cached) for dtype in TOLERANCE]
-MISTAKES = [(step, torch.float64, gather) for step in (plain, cached) for gather in (detached_gather, averaging_gather)]
+SIGMOID = (sigmoid, chunked_sigmoid)
+STEPS = (plain, chunked, cached, *SIGMOID)
+CASES = [(step, dtype, all_gather) for step in STEPS for dtype in TOLERANCE]
+MISTAKES = [(step, torch.float64, gather) for step in STEPS for gather in (detached_gather, averaging_gather)]
 
 
 def name(step, dtype, gather) -> str:
@@ -51,8 +67,8 @@ def name(step, dtype, gather) -> str:
 
 def train_step(step, dtype, gather) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """One step of this process on its share of the batch: the loss over all processes, and DDP's gradients."""
-    distributed.all_gather = gather
-    embedder = small_embedder(dtype)
+    losses.all_gather = gather
+    embedder = Embedder(small_embedder(dtype).clip, -3.0 if step in SIGMOID else None)
     images, texts = (x.chunk(WORLD_SIZE)[rank()] for x in pairs(PAIRS, dtype))
     loss = step(DistributedDataParallel(embedder), images, texts)
     dist.all_reduce(loss)
@@ -79,7 +95,7 @@ def reductions(step, data_parallel=DistributedDataParallel) -> int:
 
 def error_of_unequal_batches() -> str:
     try:
-        sharded_contrastive_loss(*unit(3 * rank(), 4, 1.0))
+        sharded_loss(softmax_loss, *unit(1 + 2 * rank(), 4, 1.0))
     except ValueError as error:
         return str(error)
     return "no error"
@@ -92,7 +108,7 @@ def work(process: int, port: int, folder: Path):
     os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=str(port), TORCHELASTIC_USE_AGENT_STORE="True")
     results = {"device": setup("cpu"), "place": (rank(), world_size(), is_main())}
     results |= {name(*case): train_step(*case) for case in CASES + MISTAKES}
-    distributed.all_gather = all_gather
+    losses.all_gather = all_gather
     results["reductions"] = reductions(plain), reductions(cached), reductions(cached, AlwaysReduces)
     results["unequal"] = error_of_unequal_batches()
     torch.save(results, folder / f"{process}.pt")
@@ -108,10 +124,20 @@ def results(tmp_path_factory) -> list[dict]:
     return [torch.load(folder / f"{i}.pt") for i in range(WORLD_SIZE)]
 
 
+def whole(step, dtype) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """What the two processes must reproduce."""
+    if step not in SIGMOID:
+        return whole_batch(dtype, PAIRS)
+    embedder = Embedder(small_embedder(dtype).clip, -3.0)
+    loss = whole_loss(sigmoid_loss, *embedder(*pairs(PAIRS, dtype)))
+    loss.backward()
+    return loss.detach(), gradients(embedder)
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda case: name(*case))
 def test_two_processes_match_one(results, case):
-    dtype = case[1]
-    loss, expected = whole_batch(dtype, PAIRS)
+    step, dtype, _ = case
+    loss, expected = whole(step, dtype)
     for of_rank in results:
         sharded_loss, got = of_rank[name(*case)]
         assert abs(sharded_loss - loss) < TOLERANCE[dtype]
@@ -120,7 +146,7 @@ def test_two_processes_match_one(results, case):
 
 @pytest.mark.parametrize("case", MISTAKES, ids=lambda case: name(*case))
 def test_mistakes_show_in_the_gradients_alone(results, case):
-    loss, expected = whole_batch(torch.float64, PAIRS)
+    loss, expected = whole(case[0], torch.float64)
     wrong_loss, got = results[0][name(*case)]
     assert abs(wrong_loss - loss) < 1e-10
     assert worst_error(got, expected) > 0.1
@@ -136,7 +162,7 @@ def test_setup_from_torchruns_environment(results):
 
 
 def test_unequal_batches_are_an_error_in_every_process(results):
-    assert all("[0, 3] pairs" in r["unequal"] for r in results)
+    assert all("[1, 3] pairs" in r["unequal"] for r in results)
 
 
 def test_one_process(monkeypatch):
@@ -145,5 +171,5 @@ def test_one_process(monkeypatch):
     assert (rank(), world_size(), is_main()) == (0, 1, True)
     leaves = unit(6, 4, 14.3)
     expected = torch.autograd.grad(contrastive_loss(*leaves), leaves)
-    for got, grad in zip(torch.autograd.grad(sharded_contrastive_loss(*leaves), leaves), expected, strict=True):
+    for got, grad in zip(torch.autograd.grad(sharded_loss(softmax_loss, *leaves), leaves), expected, strict=True):
         assert (got - grad).abs().max() < 1e-12

@@ -18,13 +18,17 @@ from torch.utils._pytree import tree_leaves
 
 from miniclip.config import CLIPConfig, PreprocessConfig, TextConfig, TransformerConfig, ViTConfig
 from miniclip.models.clip import CLIP
+from miniclip.training.gradient_cache import Embedder, cached_backward
 from miniclip.training.loss import (
+    LOSSES,
     MAX_LOGIT_SCALE,
-    Embedder,
-    cached_backward,
-    chunked_contrastive_loss,
     clamp_logit_scale,
     contrastive_loss,
+    sharded_loss,
+    sigmoid_loss,
+    softmax_loss,
+    triton_loss,
+    whole_loss,
 )
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
@@ -76,7 +80,7 @@ def by_hand(z: list[list[float]]) -> float:
     return (sum(rows) + sum(columns)) / (2 * len(z))
 
 
-@pytest.mark.parametrize("loss_fn", [contrastive_loss, functools.partial(chunked_contrastive_loss, chunk=1)])
+@pytest.mark.parametrize("loss_fn", [contrastive_loss, functools.partial(sharded_loss, softmax_loss, chunk=1)])
 def test_loss_by_hand(loss_fn):
     image, scale = torch.eye(2, dtype=torch.float64), torch.tensor(2.0, dtype=torch.float64)
     assert loss_fn(image, image, scale).item() == pytest.approx(math.log(1 + math.exp(-2)))
@@ -88,7 +92,68 @@ def test_loss_by_hand(loss_fn):
 
 def losses_and_gradients(loss_fn, leaves):
     loss = loss_fn(*leaves)
-    return loss.detach(), dict(zip(["image", "text", "scale"], torch.autograd.grad(loss, leaves), strict=True))
+    names = ["image", "text", "scale", "bias"][: len(leaves)]
+    return loss.detach(), dict(zip(names, torch.autograd.grad(loss, leaves), strict=True))
+
+
+def leaves_of(row, count, width, scale, dtype=torch.float64):
+    """`unit`, and where the loss has one a bias."""
+    bias = [] if row.bias is None else [torch.tensor(-3.0, dtype=dtype).requires_grad_()]
+    return unit(count, width, scale, dtype) + bias
+
+
+@pytest.mark.parametrize("scale", [1.0, 14.3, 100.0])
+def test_sigmoid_loss_is_a_sum_over_all_pairs(scale):
+    """SigLIP, algorithm 1: the mean over images of -log sigmoid(z (t x.y + b)) summed over texts, z = 1 for pairs."""
+    leaves = image, text, t, b = leaves_of(LOSSES["sigmoid"], 5, 4, scale)
+
+    def by_hand(sign=-1.0):
+        terms = []
+        for i in range(5):
+            for j in range(5):
+                z = 1.0 if i == j else sign
+                terms.append(-F.logsigmoid(z * (t * (image[i] * text[j]).sum() + b)))
+        return sum(terms) / 5
+
+    loss, got = losses_and_gradients(functools.partial(whole_loss, sigmoid_loss), leaves)
+    expected_loss, expected = by_hand(), torch.autograd.grad(by_hand(), leaves)
+    assert abs(loss - expected_loss) < 1e-10
+    assert worst_error(got, dict(zip(got, expected, strict=True))) < 1e-10
+    assert abs(loss - by_hand(sign=1.0)) > 0.1  # a wrong sign is seen
+
+
+@pytest.mark.parametrize("name", ["softmax", "sigmoid"])
+def test_the_loss_at_chance(name):
+    """Equal logits give it, for the sigmoid loss with the best bias; other biases are worse."""
+    row, count = LOSSES[name], 12
+    image = torch.ones(count, 1, dtype=torch.float64)
+    scale = torch.tensor(0.0, dtype=torch.float64)
+    biases = [[torch.tensor(-math.log(count - 1) + shift)] for shift in (0.0, 0.1, -0.1)] if row.bias else [[]]
+    losses = [whole_loss(row.function, image, image, scale, *bias).item() for bias in biases]
+    assert losses[0] == pytest.approx(row.chance(count), abs=1e-6)
+    assert all(loss > losses[0] + 1e-4 for loss in losses[1:])
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 9), st.integers(1, 11), st.sampled_from([0.5, 14.3, 100.0]))
+def test_chunked_sigmoid_matches_whole(count, chunk, scale):
+    leaves = leaves_of(LOSSES["sigmoid"], count, 5, scale)
+    loss, expected = losses_and_gradients(functools.partial(whole_loss, sigmoid_loss), leaves)
+    chunked_loss, got = losses_and_gradients(functools.partial(sharded_loss, sigmoid_loss, chunk=chunk), leaves)
+    assert abs(chunked_loss - loss) < 1e-10
+    assert all((got[k] - expected[k]).abs().max() < 1e-10 for k in expected)
+
+
+def test_triton_loss_is_the_kernel_and_takes_whole_batches_only(monkeypatch):
+    image, text, scale = unit(6, 4, 14.3, torch.float32)
+    seen = []
+    kernel = lambda *x, backend: seen.append((x, backend)) or x[2]  # noqa: E731
+    monkeypatch.setattr("miniclip.training.loss.contrastive_loss", kernel)
+    whole_loss(triton_loss, image, text, scale)
+    ((arguments, backend),) = seen
+    assert backend == "triton" and arguments[0].dtype == arguments[1].dtype == torch.bfloat16
+    with pytest.raises(ValueError, match="leave out --chunk and torchrun"):
+        sharded_loss(triton_loss, image, text, scale, chunk=2)
 
 
 @settings(deadline=None, max_examples=40)
@@ -96,7 +161,7 @@ def losses_and_gradients(loss_fn, leaves):
 def test_chunked_matches_whole(count, chunk, scale):
     leaves = unit(count, 5, scale)
     loss, expected = losses_and_gradients(contrastive_loss, leaves)
-    chunked_loss, got = losses_and_gradients(functools.partial(chunked_contrastive_loss, chunk=chunk), leaves)
+    chunked_loss, got = losses_and_gradients(functools.partial(sharded_loss, softmax_loss, chunk=chunk), leaves)
     assert abs(chunked_loss - loss) < 1e-10
     assert all((got[k] - expected[k]).abs().max() < 1e-10 for k in expected)  # absolute: a single pair's are all zero
 
@@ -105,14 +170,14 @@ def test_chunked_matches_whole(count, chunk, scale):
 def test_chunked_matches_whole_in_float32(scale):
     leaves = unit(200, 32, scale, torch.float32)
     loss, expected = losses_and_gradients(contrastive_loss, leaves)
-    chunked_loss, got = losses_and_gradients(functools.partial(chunked_contrastive_loss, chunk=7), leaves)
+    chunked_loss, got = losses_and_gradients(functools.partial(sharded_loss, softmax_loss, chunk=7), leaves)
     assert abs(chunked_loss - loss) < 1e-5 and worst_error(got, expected) < 1e-5
     got["scale"] = got["scale"] * 1.001
     assert worst_error(got, expected) > 1e-5
 
 
 def test_chunked_gradcheck():
-    torch.autograd.gradcheck(functools.partial(chunked_contrastive_loss, chunk=2), unit(5, 3, 14.3))
+    torch.autograd.gradcheck(functools.partial(sharded_loss, softmax_loss, chunk=2), unit(5, 3, 14.3))
 
 
 class LargestTensor(TorchDispatchMode):
@@ -128,21 +193,33 @@ class LargestTensor(TorchDispatchMode):
 
 
 def test_chunked_never_holds_the_logits():
-    for loss_fn, elements in (chunked_contrastive_loss, 16 * 128), (lambda *x, chunk: contrastive_loss(*x), 128 * 128):
-        with LargestTensor() as largest:
-            loss_fn(*unit(128, 8, 14.3), chunk=16).backward()
-        assert largest.elements == elements
+    for row in (LOSSES["softmax"], LOSSES["sigmoid"]):
+        for chunk, elements in (16, 16 * 128), (0, 128 * 128):
+            with LargestTensor() as largest:
+                sharded_loss(row.function, *leaves_of(row, 128, 8, 14.3), chunk=chunk).backward()
+            assert largest.elements == elements
 
 
 def test_losses_ignore_autocast():
     image, text, scale = leaves = unit(64, 16, 100.0, torch.float32)
-    chunked = functools.partial(chunked_contrastive_loss, chunk=10)
+    chunked = functools.partial(sharded_loss, softmax_loss, chunk=10)
     loss, expected = losses_and_gradients(chunked, leaves)
     with torch.autocast("cpu", torch.bfloat16):
-        same_loss, got = losses_and_gradients(chunked, leaves)
+        same_loss = chunked(*leaves)
         assert abs(contrastive_loss(*leaves) - loss) < 1e-6
         assert abs(F.cross_entropy(scale * image @ text.T, torch.arange(64)) - loss) > 1e-4
+    got = dict(zip(expected, torch.autograd.grad(same_loss, leaves), strict=True))
     assert same_loss == loss and worst_error(got, expected) == 0
+
+
+def test_cached_backward_with_a_logit_bias():
+    plain, cached = (Embedder(small_embedder(torch.float64).clip, logit_bias=-3.0) for _ in range(2))
+    loss_fn = functools.partial(whole_loss, sigmoid_loss)
+    loss = loss_fn(*plain(*pairs(12, torch.float64)))
+    loss.backward()
+    assert abs(cached_backward(cached, *pairs(12, torch.float64), 5, loss_fn) - loss) < 1e-10
+    assert "logit_bias" in gradients(cached) and worst_error(gradients(cached), gradients(plain)) < 1e-10
+    assert "logit_bias" not in dict(small_embedder(torch.float64).named_parameters())
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -167,7 +244,7 @@ def test_cached_backward_composes_and_accumulates():
     _, expected = whole_batch(torch.float64, 12)
     embedder = small_embedder(torch.float64)
     for _ in range(2):
-        loss_fn = functools.partial(chunked_contrastive_loss, chunk=5)
+        loss_fn = functools.partial(sharded_loss, softmax_loss, chunk=5)
         cached_backward(embedder, *pairs(12, torch.float64), 4, lambda *x, f=loss_fn: 8 * f(*x))
     assert worst_error(gradients(embedder), {k: 16 * g for k, g in expected.items()}) < 1e-10
 
@@ -282,12 +359,12 @@ def test_clamp_logit_scale():
 
 def test_errors():
     image, text, scale = unit(4, 3, 1.0)
-    for loss_fn in contrastive_loss, functools.partial(chunked_contrastive_loss, chunk=2):
+    for loss_fn in contrastive_loss, functools.partial(sharded_loss, softmax_loss, chunk=2):
         with pytest.raises(ValueError, match="4 images and 3 texts"):
             loss_fn(image, text[:3], scale)
         with pytest.raises(ValueError, match="0 images"):
             loss_fn(image[:0], text[:0], scale)
-    with pytest.raises(ValueError, match="chunk is 0"):
-        chunked_contrastive_loss(image, text, scale, 0)
+    with pytest.raises(ValueError, match="chunk is -1"):
+        sharded_loss(softmax_loss, image, text, scale, chunk=-1)
     with pytest.raises(ValueError, match="micro_batch is 0"):
         cached_backward(small_embedder(torch.float32), *pairs(4, torch.float32), 0)

@@ -30,11 +30,13 @@ from miniclip.models import CLIP
 from miniclip.training import fast
 from miniclip.training.checkpoint import export_weights, load_checkpoint, save_checkpoint
 from miniclip.training.diverged import explain
-from miniclip.training.optim import build_optimizer, freeze, layers_above, learning_rate, training_mode
+from miniclip.training.gradient_cache import Embedder
+from miniclip.training.optim import build_optimizer, freeze, learning_rate, training_mode
 from miniclip.training.options import TrainOptions
 from miniclip.training.plot import plot, read_log
 from miniclip.training.report import STUCK_AFTER, Reporter
 from miniclip.training.sizes import SIZES, model_config
+from miniclip.training.towers import layers_above
 
 TEXT = TextConfig(16, 49408, openai_transformer(64, 2))
 VIT = CLIPConfig(32, ViTConfig(32, 16, openai_transformer(64, 2)), TEXT, PreprocessConfig(32))
@@ -118,7 +120,7 @@ def test_the_learning_rate_rises_and_falls():
 def test_matrices_decay_and_nothing_else_does():
     model = CLIP(RESNET)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    optimizer = build_optimizer(model, TrainOptions(weight_decay=0.3))
+    optimizer = build_optimizer(Embedder(model), TrainOptions(weight_decay=0.3))
     decay = {names[id(p)]: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     assert decay.keys() == set(names.values())
     assert {decay[name] for name in decay if name.endswith(("bias", "ln_1.weight", "bn1.weight"))} == {0.0}
@@ -143,12 +145,15 @@ def test_layer_decay_counts_from_the_end():
         "token_embedding.weight": 3,
         "positional_embedding": 3,
     }
-    assert {name: layers_above(name, vit) for name in expected} == expected
-    assert layers_above("visual.attnpool.c_proj.weight", resnet) == 0
-    assert layers_above("visual.layer4.0.bn3.weight", resnet) == 1
-    assert layers_above("visual.layer1.0.conv1.weight", resnet) == 4
-    assert layers_above("visual.bn3.weight", resnet) == 5
-    groups = build_optimizer(vit, TrainOptions(layer_decay=0.5)).param_groups
+    above = layers_above(vit)
+    assert {name: above[name] for name in expected} == expected
+    assert above.keys() == dict(vit.named_parameters()).keys()
+    above = layers_above(resnet)
+    assert above["visual.attnpool.c_proj.weight"] == 0
+    assert above["visual.layer4.0.bn3.weight"] == 1
+    assert above["visual.layer1.0.conv1.weight"] == 4
+    assert above["visual.bn3.weight"] == 5
+    groups = build_optimizer(Embedder(vit), TrainOptions(layer_decay=0.5)).param_groups
     assert {group["lr_scale"] for group in groups} == {1.0, 0.5, 0.25, 0.125}
 
 
@@ -262,25 +267,25 @@ def test_activations_and_gradients_that_are_not_finite_are_named():
 
 
 def test_a_loss_that_stays_at_chance_is_told_once(tmp_path, capsys):
-    report = Reporter(tmp_path, True, batch_size=64)
+    report = Reporter(tmp_path, True, chance=math.log(64))
     for step in range(3 * STUCK_AFTER):
         report.watch_loss(math.log(64) + 0.01, warming_up=step < 20)
     said = capsys.readouterr().err
-    assert said.count("the loss stays at ln B = 4.159") == 1
+    assert said.count("the loss stays at 4.159") == 1
 
 
 @pytest.mark.parametrize(
     ("loss", "steps", "speaks"), [(4.0, 300, True), (4.16, STUCK_AFTER - 1, True), (4.16, 300, False)]
 )
 def test_a_loss_that_moves_is_not(tmp_path, capsys, loss, steps, speaks):
-    report = Reporter(tmp_path, speaks, batch_size=64)
+    report = Reporter(tmp_path, speaks, chance=math.log(64))
     for _ in range(steps):
         report.watch_loss(loss, warming_up=False)
     assert capsys.readouterr().err == ""
 
 
 def test_repeated_captions_are_told_once_and_counted(tmp_path, capsys):
-    report = Reporter(tmp_path, True, batch_size=4)
+    report = Reporter(tmp_path, True, chance=math.log(4))
     assert report.watch_texts(["a", "b", "c"]) == 0
     assert capsys.readouterr().err == ""
     assert [report.watch_texts(["a", "b", "a", "a"]) for _ in range(2)] == [2, 2]
@@ -289,11 +294,11 @@ def test_repeated_captions_are_told_once_and_counted(tmp_path, capsys):
 
 
 def test_problems_are_listed(tmp_path, capsys):
-    report = Reporter(tmp_path, True, batch_size=4)
+    report = Reporter(tmp_path, True, chance=math.log(4))
     report.problems([], "left out")
     report.problems(["a.png: no such file", "b.png: broken"], "left out")
     report.problems(["c.png: broken", "b.png: broken"], "left out")
-    other_process = Reporter(tmp_path, False, batch_size=4)
+    other_process = Reporter(tmp_path, False, chance=math.log(4))
     other_process.problems(["d.png: broken"], "left out")
     report.finish()
     listed = (tmp_path / "problems.txt").read_text().splitlines()
