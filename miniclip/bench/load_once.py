@@ -42,7 +42,7 @@ def _loader(peer: str, dtype: str, folder: Path):
     """A function that loads; what it needs is imported before the clock starts."""
     file = str(folder / "openai.pt")
     if peer == "miniclip":
-        from miniclip import load
+        from miniclip.loading import load
 
         return lambda: load(file, device="cpu", dtype=getattr(torch, dtype))[0]
     if peer == "openai":
