@@ -14,8 +14,8 @@ import torch
 from miniclip import load
 from miniclip.data.datasets import read_dataset
 from miniclip.evaluation.classifiers import ZeroShotClassifier, embed_pictures
+from miniclip.evaluation.measures import interval
 from miniclip.evaluation.probe import linear_probe, split
-from miniclip.evaluation.statistics import bootstrap
 from miniclip.zero_shot import ranks
 
 parser = argparse.ArgumentParser(description="Zero-shot against a linear probe, on twenty kinds of things.")
@@ -32,7 +32,7 @@ print(f"{len(kinds)} kinds; {len(train)} pictures to learn from, {len(test)} to 
 
 scores = ZeroShotClassifier(model, kinds).scores(pictures[test])
 right = ranks(scores, targets[test]) == 0
-low, high = bootstrap(right)
+low, high = interval(right)
 print(f"{right.float().mean():8.2%}  ({low:.1%} to {high:.1%})  zero-shot")
 
 probe = linear_probe(pictures[train], targets[train], pictures[test], targets[test], len(kinds))

@@ -11,7 +11,7 @@ from miniclip import load
 from miniclip.data.datasets import read_dataset
 from miniclip.data.templates import PICTOGRAMS
 from miniclip.evaluation.classifiers import ZeroShotClassifier, embed_pictures
-from miniclip.evaluation.statistics import bootstrap
+from miniclip.evaluation.measures import interval
 
 parser = argparse.ArgumentParser(description="Accuracy of single prompts and of their ensembles.")
 parser.add_argument("--model", default="tiny-RN", help="a name that `miniclip models` lists, or a file or directory")
@@ -34,5 +34,5 @@ print(f"{len(examples)} pictures, {len(classes)} classes")
 for title, classifier in rows:
     predicted = classifier.predict(pictures)
     right = torch.tensor([one == other for one, other in zip(predicted, names, strict=True)])
-    low, high = bootstrap(right)
+    low, high = interval(right)
     print(f"{right.float().mean():8.2%}  ({low:.1%} to {high:.1%})  {title}")

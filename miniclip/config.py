@@ -101,6 +101,11 @@ class VisionConfig:
     def __post_init__(self) -> None:
         check_sizes(self, "image_size")
 
+    @property
+    def summary(self) -> str:
+        """The tower in a few words, for tables."""
+        return self.kind
+
 
 @dataclass(frozen=True)
 class ViTConfig(VisionConfig, kind="vit"):
@@ -113,6 +118,10 @@ class ViTConfig(VisionConfig, kind="vit"):
         check_sizes(self, "image_size", "patch_size")
         if self.patch_size > self.image_size:
             raise ConfigError(f"patch_size is {self.patch_size}; expected at most image_size, {self.image_size}")
+
+    @property
+    def summary(self) -> str:
+        return f"ViT/{self.patch_size} {self.transformer.layers} x {self.transformer.width}"
 
 
 @dataclass(frozen=True)
@@ -127,6 +136,10 @@ class ResNetConfig(VisionConfig, kind="resnet"):
         check_sizes(self, "image_size", "width", "heads")
         if len(self.layers) != 4 or not all(type(n) is int and 1 <= n <= MAX_LAYERS for n in self.layers):
             raise ConfigError(f"layers is {self.layers!r:.100}; expected the blocks of four stages, 1 to {MAX_LAYERS}")
+
+    @property
+    def summary(self) -> str:
+        return f"ResNet {'-'.join(map(str, self.layers))} x {self.width}"
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from importlib import import_module
 from inspect import signature
 from pathlib import Path
 from types import ModuleType
@@ -19,7 +18,7 @@ from miniclip.errors import UsageError
 from miniclip.evaluation.experiments import EXPERIMENTS, Experiment
 from miniclip.io import write_atomically, write_json
 
-ALL = EXPERIMENTS | {"benchmark": Experiment("latency, throughput, memory: `miniclip bench` as it comes", None, ())}
+ALL = EXPERIMENTS | {"benchmark": Experiment("latency, throughput, memory: `miniclip bench` as it comes", None, None)}
 DATA = "sample (240 drawings that come with miniclip), cifar10, cifar100, mnist, or a list or folder as for evaluate"
 TEMPLATE = "a prompt with {} for the name, or a set: imagenet, cifar, ...; may be repeated: an ensemble, or candidates"
 
@@ -42,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
     _check(options)
     if options.name == "benchmark":
         return _benchmark(options)
-    module = import_module(f"miniclip.evaluation.experiments.{options.name.replace('-', '_')}")
+    module = ALL[options.name].module
     if options.name == "models":
         result = {"experiment": options.name, **module.measure(_unlisted(options.model))}
         heading, drawn = "", (result,)
@@ -73,7 +72,7 @@ def _check(options: argparse.Namespace) -> None:
 def _study(options: argparse.Namespace):
     """The pictures of the data set, embedded; and what the result says about them."""
     from miniclip.data.datasets import read_dataset
-    from miniclip.evaluation.experiments.common import embed_study
+    from miniclip.evaluation.study import embed_study
 
     data = options.data or ALL[options.name].data
     examples = read_dataset(data, root=options.data_root, download=options.download)

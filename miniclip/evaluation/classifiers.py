@@ -1,17 +1,17 @@
-"""Classifiers out of words: one of several classes, base class before specific ones, and none of them.
+"""Classifiers made of words: flat, with a threshold for "none of them", and base class before specific class.
 
     classifier = ZeroShotClassifier(model, ["cat", "dog"], ["a photo of a {}."])
     classifier.predict(["a.jpg", "b.jpg"])            # ["dog", "cat"]
 
-Pictures are files, PIL images, or a tensor [N, E] of their unit embeddings, so that several classifiers can share them
-(`embed_pictures`). What the numbers mean:
+Pictures are paths, PIL images, or a tensor [N, E] of their unit embeddings (`embed_pictures`), which several
+classifiers can share. One path or PIL image is a list of one.
 
-    scores          cosines. For the right text 0.2 to 0.3 is usual in OpenAI's models; what is high depends on the
-                    model and the wording, so a score is compared with other scores of the same classifier, or with a
-                    threshold that was chosen on pictures (`choose_threshold`)
-    logits          cosines times the scale that the model was trained with, `logit_scale.exp()`; 100 in OpenAI's
-    probabilities   the softmax of the logits: how the given classes compare with each other. They add up to one also
-                    where no class fits, and another list of classes gives others
+    scores          cosines. For the right text 0.2 to 0.3 is usual in OpenAI's models. They depend on the model and the
+                    wording, so compare a score only with scores of the same classifier, or with a threshold that was
+                    chosen on pictures (`choose_threshold`)
+    logits          cosines times the scale that the model was trained with, `logit_scale.exp()`; 100 in OpenAI's models
+    probabilities   the softmax of the logits, which compares the given classes with each other. They add up to one even
+                    if no class fits, and change with the list of classes
 """
 
 from __future__ import annotations
@@ -26,59 +26,80 @@ from PIL import Image
 from torch import Tensor
 
 from miniclip.data.lists import DataError
-from miniclip.embed import embed_images
+from miniclip.embed import as_list, embed_images
 from miniclip.models import CLIP
 from miniclip.preprocess import ImageError, Preprocess
-from miniclip.zero_shot import expand_templates, zero_shot_weights
+from miniclip.zero_shot import prompt_weights, zero_shot_weights
 
-Pictures = Sequence[str | Path | Image.Image] | Tensor
+Picture = str | Path | Image.Image
+Pictures = Picture | Sequence[Picture] | Tensor
 ENSEMBLES = ("embeddings", "logits")
 
 
 def embed_pictures(model: CLIP, pictures: Pictures) -> Tensor:
-    """Unit embeddings float32 [N, E] on the CPU, which a tensor is taken to be. ImageError says what is broken."""
+    """Unit embeddings float32 [N, E] on the CPU. A tensor is taken to be such embeddings already.
+
+    ImageError names the pictures that can't be read; DataError for a tensor that holds no unit embeddings.
+    """
     if isinstance(pictures, Tensor):
-        return pictures
+        return _checked(model, pictures)
     embeddings, rejected = embed_images(model, Preprocess(model.config.preprocess), pictures)
     if rejected:
         raise ImageError("; ".join(rejected.values()))
     return embeddings
 
 
-class ZeroShotClassifier:
-    """Which of some classes fits a picture best: the one whose prompts are nearest (CLIP paper, section 3.1.4).
+def _checked(model: CLIP, embeddings: Tensor) -> Tensor:
+    size = model.text_projection.shape[1]
+    if embeddings.ndim != 2 or embeddings.shape[1] != size:
+        raise DataError(
+            f"got a tensor {list(embeddings.shape)}; expected unit embeddings [N, {size}], as encode_image(..., "
+            "normalize=True) returns them. Give pictures as paths or PIL images"
+        )
+    embeddings = embeddings.detach().float().cpu()
+    lengths = embeddings.norm(dim=1)
+    if not torch.allclose(lengths, torch.ones_like(lengths), atol=1e-2):
+        raise DataError(
+            f"the embeddings have lengths from {lengths.min():.3g} to {lengths.max():.3g}; expected 1: "
+            "use encode_image(..., normalize=True)"
+        )
+    return embeddings
 
-    templates: prompts with {} for the class, or names of sets, see `expand_templates`
-    cache: a folder in which the prompts' embeddings are kept, see `zero_shot_weights`
+
+class ZeroShotClassifier:
+    """Finds the class whose prompts are nearest to a picture (CLIP paper, section 3.1.4).
+
+    templates: prompts with {} for the class, or names of sets, see `expand_templates`.
+    cache: a folder in which the prompts' embeddings are stored, see `zero_shot_weights`.
     ensemble: how a class's prompts become one score.
-        "embeddings": the cosine with the unit mean of their unit embeddings; the usual way
-        "logits": the mean of their cosines. That is the cosine above times the length of the mean, which is below one
-        by as much as the prompts differ; so it prefers classes whose prompts all say the same
+        "embeddings": the cosine with the unit mean of their unit embeddings; the usual way.
+        "logits": the mean of their cosines, which is the cosine above times the length of the mean. The more the
+        prompts differ, the shorter the mean is, so classes whose prompts are alike are preferred.
     """
 
     def __init__(
         self,
         model: CLIP,
-        classes: Sequence[str],
-        templates: Sequence[str] = ("{}",),
+        classes: str | Sequence[str],
+        templates: str | Sequence[str] = ("{}",),
         cache: str | Path | None = None,
         ensemble: str = "embeddings",
     ):
+        if not isinstance(model, CLIP) and not hasattr(model, "encode_text"):
+            raise TypeError(f"expected a model, got {type(model).__name__}: model, preprocess = load({model!r:.60})")
+        classes = list(as_list(classes))
         if len(set(classes)) < len(classes):
             raise DataError("a class is given twice; expected each once")
         if ensemble not in ENSEMBLES:
             raise DataError(f"the ensemble is {ensemble!r}; expected one of {', '.join(ENSEMBLES)}")
-        self.model, self.classes = model, list(classes)
+        self.model, self.classes = model, classes
         if ensemble == "embeddings":
-            self.weights = zero_shot_weights(model, self.classes, templates, cache)  # [E, C]
+            self.weights = zero_shot_weights(model, classes, templates, cache)  # [E, C]
         else:
-            templates = expand_templates(templates)
-            prompts = [template.replace("{}", name) for name in self.classes for template in templates]
-            each = zero_shot_weights(model, prompts, ["{}"], cache)  # [E, C * T]: every prompt a class of its own
-            self.weights = each.view(len(each), len(self.classes), len(templates)).mean(2)
+            self.weights = prompt_weights(model, classes, templates, cache).mean(0)
 
     def scores(self, pictures: Pictures) -> Tensor:
-        """Cosines [N, C]; with ensemble="logits" means of cosines."""
+        """Cosines [N, C]; with ensemble="logits", means of cosines."""
         return embed_pictures(self.model, pictures) @ self.weights
 
     def logits(self, pictures: Pictures) -> Tensor:
@@ -86,7 +107,7 @@ class ZeroShotClassifier:
         return self.model.logit_scale.exp().float().cpu() * self.scores(pictures)
 
     def probabilities(self, pictures: Pictures) -> Tensor:
-        """The softmax of the logits [N, C]: a comparison of these classes, no more."""
+        """The softmax of the logits, [N, C]. It only compares these classes with each other."""
         with torch.no_grad():
             return self.logits(pictures).softmax(dim=1)
 
@@ -104,15 +125,15 @@ class ZeroShotClassifier:
 
 
 def choose_threshold(known: Tensor, unknown: Tensor | None = None, keep: float = 0.95) -> float:
-    """A threshold for `ZeroShotClassifier.predict`, chosen on pictures that are like those it will meet.
+    """A threshold for `ZeroShotClassifier.predict`, chosen on pictures like those that will be classified.
 
-    known: [N], the best score of pictures that are of one of the classes. unknown: [M], of pictures that are of none.
-    Without the latter: the threshold that keeps a share of `keep` of the known ones, however many others it lets pass.
-    With them: the one at which the shares of known kept and unknown refused have the highest mean, midway between two
-    scores. Chosen for one model and one set of prompts, it means nothing for others.
+    known: [N], the best scores of pictures of the classes. unknown: [M], the best scores of pictures of other things.
+    Without `unknown`: the threshold that keeps a share of `keep` of the known pictures, however many others it keeps.
+    With `unknown`: the threshold, midway between two scores, for which the share of known pictures kept and the share
+    of unknown pictures refused have the highest mean. It holds only for the model and the prompts of the scores.
     """
     if not len(known) or (unknown is not None and not len(unknown)):
-        raise DataError("a threshold is chosen on the scores of one picture or more of each kind; got none")
+        raise DataError("got no scores; expected those of one picture or more of each kind")
     known = known.double().sort().values
     if unknown is None:
         return known[math.floor((1 - keep) * len(known) + 1e-9)].item()
@@ -125,7 +146,7 @@ def choose_threshold(known: Tensor, unknown: Tensor | None = None, keep: float =
 
 
 class Answer(NamedTuple):
-    """Of a `HierarchicalClassifier`. name and probability are None if it refused to go on from the base class."""
+    """Of a `HierarchicalClassifier`. name and probability are None if it refused to name a specific class."""
 
     base: str
     base_probability: float
@@ -134,12 +155,13 @@ class Answer(NamedTuple):
 
 
 class HierarchicalClassifier:
-    """The base class first, then which of its specific classes; a refusal where the base is not what was asked for.
+    """Finds the base class first, then one of its specific classes; it can refuse pictures of other base classes.
 
-    Specific names alone are a trap: of two breeds of dogs one is always nearer to a picture of a car.
+    Specific classes alone give an answer for every picture: one of two breeds of dogs is always nearer to a car.
 
-    tree: the specific classes of each base class, {"dog": ["beagle", "pug"], "cat": ["tabby"], "car": []}. Bases with
-    none only serve to be told from. base_templates: prompts for the bases (default: those of the specific ones).
+    tree: the specific classes of each base class, {"dog": ["beagle", "pug"], "cat": ["tabby"], "car": []}. A base class
+    without specific classes is only there to be refused. base_templates: prompts for the base classes (default: those
+    for the specific ones).
     """
 
     def __init__(
@@ -151,7 +173,7 @@ class HierarchicalClassifier:
         cache: str | Path | None = None,
     ):
         if len(tree) < 2:
-            raise DataError(f"got {len(tree)} base classes; expected two or more, to be told from each other")
+            raise DataError(f"got {len(tree)} base classes; expected two or more, to compare them with each other")
         self.model = model
         self.base = ZeroShotClassifier(model, list(tree), base_templates or templates, cache)
         self.specific = {
@@ -159,11 +181,11 @@ class HierarchicalClassifier:
         }
 
     def predict(self, pictures: Pictures, expected: str | None = None, threshold: float = 0.5) -> list[Answer]:
-        """Refused are pictures whose best base class has a probability below the threshold, or no specific classes,
-        or is not the `expected` one, if one is given.
+        """A picture is refused if its best base class has a probability below the threshold, or no specific classes, or
+        is not the `expected` one, if one is given.
 
-        Both probabilities are of softmaxes: the first says how the bases compare with each other, the second how the
-        specific classes of one base do; their product is no probability of anything.
+        Both probabilities are softmaxes: the first over the base classes, the second over the specific classes of one
+        base class. Their product is not a probability.
         """
         if expected is not None and expected not in self.specific:
             raise DataError(f"{expected!r} has no specific classes; expected one of {', '.join(self.specific)}")

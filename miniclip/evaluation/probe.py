@@ -1,9 +1,9 @@
-"""How much a simple classifier learns from a model's embeddings: the linear probe, and few-shot classification.
+"""How well logistic regression on a model's embeddings does: the linear probe, and few-shot classification.
 
-As in the CLIP paper (Radford et al. 2021, appendix A.3): logistic regression by scikit-learn's L-BFGS, at most 1,000
-iterations, with the strength of its L2 penalty chosen on pictures held out of the training set, by a search over 1e-6
-to 1e6 that ends at eight steps a decade. Its features are the embeddings as `encode_image` gives them, of unit length.
-The paper takes those before the last projection, which differs a little.
+As in the CLIP paper (Radford et al. 2021, appendix A.3): scikit-learn's L-BFGS with at most 1,000 iterations. The
+strength of the L2 penalty is chosen on pictures held out of the training set, by a search over 1e-6 to 1e6 that ends at
+eight steps a decade. The features are the unit embeddings of `encode_image`; the paper takes the features before the
+last projection, which gives slightly different figures.
 
 Needs scikit-learn: pip install "miniclip[probe]"
 """
@@ -18,11 +18,12 @@ from torch import Tensor
 
 from miniclip.data.lists import DataError
 from miniclip.data.seeds import generator
-from miniclip.evaluation.statistics import bootstrap, class_recall
+from miniclip.errors import require
+from miniclip.evaluation.measures import class_recall, interval
 
 SHOTS = (1, 2, 4, 8, 16)
-LOWEST, HIGHEST = -6, 6  # log10 of C, the inverse strength
-COARSE, FINE = 2.0, 0.125  # decades between two tries, at first and at last
+LOWEST, HIGHEST = -6, 6  # log10 of C, the inverse strength of the penalty
+COARSE, FINE = 2.0, 0.125  # decades between two tries, at the start and at the end of the search
 VALIDATION_SHARE = 0.2
 MAX_ITERATIONS = 1000
 
@@ -30,23 +31,25 @@ MAX_ITERATIONS = 1000
 def linear_probe(
     train: Tensor, train_targets: Tensor, test: Tensor, test_targets: Tensor, classes: int, seed: int = 0
 ) -> dict:
-    """Accuracy on `test` of a logistic regression that learnt from `train`; ready for JSON.
+    """Accuracy on `test` of a logistic regression fitted to `train`; ready for JSON.
 
     train [N, E], test [M, E]: features; targets: int64, in 0 .. classes - 1. The penalty is chosen on a fifth of each
-    class of `train`, drawn by `seed`; the final fit is on all of it.
+    class of `train`, drawn by `seed`; the final fit is on all of `train`.
 
-        c, validation_top1      the inverse strength of the penalty, and the accuracy it was chosen for
-        top1, interval          accuracy, and its 95% bounds by the bootstrap
+        c, validation_top1      the inverse strength of the penalty, and the accuracy on the held-out fifth
+        top1, interval          accuracy, and its 95% interval, see `measures.interval`
         mean_class_recall       the mean over the classes
-        train, classes          how many pictures were learnt from, and how many classes have any
+        train, classes          the number of training pictures, and of classes that have any
+
+    DataError if there are too few training pictures or classes; MissingExtraError without scikit-learn.
     """
     learn, check = split(train_targets, VALIDATION_SHARE, seed)
     if not len(check):
-        raise DataError("a probe needs three or more training pictures of a class, to choose its penalty on some")
+        raise DataError("a probe needs a class with three or more training pictures, to hold some out")
 
     def accuracy(exponent: float) -> float:
         predicted = _fit(train[learn], train_targets[learn], train[check], exponent)
-        return (predicted == train_targets[check]).double().mean().item()
+        return _share(predicted, train_targets[check])
 
     exponent, reached = search(accuracy)
     predicted = _fit(train, train_targets, test, exponent)
@@ -57,7 +60,7 @@ def linear_probe(
         "c": 10**exponent,
         "validation_top1": reached,
         "top1": right.double().mean().item(),
-        "interval": bootstrap(right, seed=seed),
+        "interval": interval(right),
         "mean_class_recall": class_recall(test_targets, right, classes).nanmean().item(),
     }
 
@@ -71,12 +74,12 @@ def few_shot(
     repeats: int = 3,
     seed: int = 0,
 ) -> list[dict]:
-    """Accuracy on `test` after learning from k pictures of each class, for each k in `shots`; arguments as above.
+    """Accuracy on `test` after training on k pictures of each class, for each k in `shots`; arguments as above.
 
-    The penalty is chosen on min(k, 4) further pictures of each class, as CoOp does (Zhou et al. 2022), so k shots look
-    at up to 2k pictures. Every k is repeated with other pictures, which are the same for all models: top1 is the mean
-    over the repeats, and low and high are the worst and best of them. Of a k for which a class of `train` has too few
-    pictures, top1 is None and "why" says so.
+    The penalty is chosen on min(k, 4) further pictures of each class, as CoOp does (Zhou et al. 2022), so k shots use
+    up to 2k pictures. Every k is repeated with other pictures, which are the same for all models: top1 is the mean over
+    the repeats, low and high are the worst and the best repeat. If a class of `train` has too few pictures for a k,
+    top1 is None and "why" says so.
     """
     smallest = int(torch.bincount(train_targets).clamp(min=0)[train_targets.unique()].min())
     rows = []
@@ -98,9 +101,9 @@ def few_shot(
 
 
 def search(accuracy: Callable[[float], float]) -> tuple[float, float]:
-    """The exponent of C with the best accuracy, and that accuracy; of equals the one nearest to C = 1.
+    """The exponent of C with the best accuracy, and that accuracy. Among equally good ones the nearest to C = 1 counts.
 
-    Every second decade is tried, then both sides of the best, at half the distance, until that is an eighth.
+    Every second decade is tried first, then both sides of the best one at half the distance, down to an eighth.
     """
     tried = {}
 
@@ -119,7 +122,7 @@ def search(accuracy: Callable[[float], float]) -> tuple[float, float]:
 
 
 def split(targets: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices of two parts, int64: of each class about `share` goes to the second, at least one stays in the first."""
+    """The indices of two parts, int64. The second has about `share` of each class, the first at least one of each."""
     order = _shuffled_within(targets, seed)
     second = order < (torch.bincount(targets) * share).round().long()[targets].clamp(
         max=torch.bincount(targets)[targets] - 1
@@ -128,7 +131,7 @@ def split(targets: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def _shuffled_within(targets: Tensor, *seed: int) -> Tensor:
-    """A number for each example: its place, from 0, in a shuffle of its class, int64 [N]."""
+    """For each example its place, from 0, in a random order of its class, int64 [N]."""
     shuffle = torch.randperm(len(targets), generator=generator(seed[0], "shuffle", *seed[1:]))
     by_class = shuffle[targets[shuffle].argsort(stable=True)]
     counts = torch.bincount(targets)
@@ -138,17 +141,14 @@ def _shuffled_within(targets: Tensor, *seed: int) -> Tensor:
 
 
 def _fit(x: Tensor, y: Tensor, test: Tensor, exponent: float) -> Tensor:
-    """What a logistic regression learnt from (x, y) predicts for `test`, int64 [M]."""
-    try:
-        from sklearn.exceptions import ConvergenceWarning
-        from sklearn.linear_model import LogisticRegression
-    except ImportError as error:
-        raise DataError('a probe needs scikit-learn: pip install "miniclip[probe]"') from error
+    """The predictions for `test`, int64 [M], of a logistic regression fitted to (x, y)."""
+    linear_model = require("sklearn.linear_model", "probe", "a linear probe")
+    convergence = require("sklearn.exceptions", "probe", "a linear probe").ConvergenceWarning
     if len(y.unique()) < 2:
-        raise DataError("a probe needs training pictures of two classes or more")
+        raise DataError("a probe needs training pictures of two or more classes")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # the paper stops at as many iterations too
-        probe = LogisticRegression(C=10**exponent, max_iter=MAX_ITERATIONS).fit(x.numpy(), y.numpy())
+        warnings.simplefilter("ignore", convergence)  # the paper has the same limit of iterations
+        probe = linear_model.LogisticRegression(C=10**exponent, max_iter=MAX_ITERATIONS).fit(x.numpy(), y.numpy())
     return torch.from_numpy(probe.predict(test.numpy()))
 
 

@@ -41,6 +41,10 @@ class MCiConfig(VisionConfig, kind="mci"):
         check_sizes(self, "image_size", "mlp_ratio")
         check_choice("norm", self.norm, ("batch", "layer"))
 
+    @property
+    def summary(self) -> str:
+        return f"FastViT {'-'.join(map(str, self.blocks))} x {self.widths[0]}"
+
 
 @dataclass(frozen=True)
 class ConvViTConfig(VisionConfig, kind="conv-vit"):
@@ -51,6 +55,10 @@ class ConvViTConfig(VisionConfig, kind="conv-vit"):
     transformer: TransformerConfig
     padding: int  # of the first convolution, see `CONV_VIT`
     eps: float  # of every LayerNorm
+
+    @property
+    def summary(self) -> str:
+        return f"conv ViT/16 {self.transformer.layers} x {self.transformer.width}"
 
 
 @dataclass(frozen=True)

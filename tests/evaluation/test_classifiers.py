@@ -192,7 +192,7 @@ def test_presence_by_hand():
     torch.testing.assert_close(detector.margins(PICTURES)[1], torch.tensor([0.8, 0]))
     torch.testing.assert_close(detector.probabilities(PICTURES)[1, 0], torch.tensor(1 / (1 + math.e**-8)))
     assert detector.probabilities(PICTURES)[2].max() < 0.01
-    with pytest.raises(DataError, match="nothing to compare with"):
+    with pytest.raises(DataError, match="no contrasting prompt"):
         ConceptDetector(model, ["a dog"], ["with {}"], [])
 
 
@@ -246,6 +246,6 @@ def test_a_summary_by_hand():
     )
     assert first.aspects["subject"][0] == "cat" and list(first.things) == ["a dog"]
     assert list(second.things) == ["a dog", "a car"]  # the likelier first
-    assert str(third).startswith("subject: car (") and str(third).endswith("with nothing of what was looked for")
+    assert str(third).startswith("subject: car (") and str(third).endswith("with none of the things asked for")
     assert str(second).endswith("; with a dog (100%), a car (100%)")
     assert summarize_scenes(SCENE, PICTURES, {})[0].aspects == {}

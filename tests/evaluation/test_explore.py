@@ -28,15 +28,16 @@ from miniclip.evaluation.experiments import (
     models,
     prompts,
     retrieval,
-    strategies,
     temperature,
+    wordings,
     zero_shot,
 )
-from miniclip.evaluation.experiments.common import Study, columns, each_template, embed_study, ensemble, share, wilson
+from miniclip.evaluation.study import Study, embed_study
 from miniclip.models import CLIP
 from miniclip.preprocess import Preprocess
 from miniclip.save import save_checkpoint
-from miniclip.zero_shot import zero_shot_weights
+from miniclip.table import columns
+from miniclip.zero_shot import ensemble, prompt_weights, zero_shot_weights
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "yellow": (255, 255, 0)}
 
@@ -72,31 +73,6 @@ def study(model: CLIP, examples: list[Example]) -> Study:
     return embed_study("small", model, Preprocess(model.config.preprocess), examples)
 
 
-# Shares and their intervals.
-
-
-def test_wilson_matches_values_by_hand():
-    """9 of 10: (0.9 + 3.8415 / 20 -+ 1.96 sqrt(0.09 / 10 + 3.8415 / 400)) / (1 + 0.38415)."""
-    assert wilson(9, 10) == pytest.approx((0.5958, 0.9821), abs=1e-4)
-    assert wilson(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
-    assert wilson(10, 10) == pytest.approx((0.7225, 1.0), abs=1e-4)
-
-
-def test_wilson_covers_where_the_normal_interval_does_not():
-    """Of 10,000 samples of 20 with a share of 0.05, about 95% of the intervals hold it; of p -+ 1.96 s, 64% do."""
-    counts = np.random.default_rng(0).binomial(20, 0.05, 10_000)
-    intervals = {count: wilson(count, 20) for count in range(21)}
-    covered = np.mean([intervals[count][0] <= 0.05 <= intervals[count][1] for count in counts])
-    half = 1.96 * np.sqrt(counts / 20 * (1 - counts / 20) / 20)
-    normal = np.mean(abs(counts / 20 - 0.05) <= half)
-    assert 0.9 < covered < 0.98
-    assert normal < 0.7
-
-
-def test_share_counts():
-    assert share(torch.tensor([True, False, True, True]))["share"] == 0.75
-
-
 # Embedding a data set.
 
 
@@ -120,9 +96,9 @@ def test_study_leaves_out_what_it_cannot_read(model, examples, tmp_path):
         embed_study("small", model, Preprocess(model.config.preprocess), [broken])
 
 
-def test_ensemble_of_each_template_is_what_zero_shot_weights_gives(study):
+def test_ensemble_of_prompt_weights_is_what_zero_shot_weights_gives(study):
     templates = ["{}", "a photo of a {}", "the {}"]
-    weights = each_template(study.model, study.classes, templates)
+    weights = prompt_weights(study.model, study.classes, templates)
     assert weights.shape == (3, 16, 4)
     for one, template in zip(weights, templates, strict=True):
         assert torch.allclose(one, zero_shot_weights(study.model, study.classes, [template]), atol=1e-6)
@@ -321,32 +297,6 @@ def test_histograms_are_densities_of_the_pairs(study):
 # temperature.
 
 
-def test_calibration_by_hand():
-    """Two bins: (0, 0.5] with confidence 0.4 and all right, (0.5, 1] with 0.8 and half right: (0.6 + 2 * 0.3) / 3."""
-    confidence, right = torch.tensor([0.4, 0.7, 0.9]), torch.tensor([True, True, False])
-    error, bins = temperature.calibration(confidence, right, bins=2)
-    assert error == pytest.approx(1 / 3 * 0.6 + 2 / 3 * 0.3)
-    assert [(row["count"], round(row["confidence"], 6), row["accuracy"]) for row in bins] == [
-        (1, 0.4, 1),
-        (2, 0.8, 0.5),
-    ]
-    assert temperature.calibration(confidence, right, bins=1)[0] == pytest.approx(0, abs=1e-6)  # 2/3 sure, 2/3 right
-
-
-def test_calibration_of_what_knows_how_sure_it_is_is_small():
-    random = torch.Generator().manual_seed(0)
-    confidence = torch.rand(50_000, generator=random)
-    right = torch.rand(50_000, generator=random) < confidence
-    assert temperature.calibration(confidence, right)[0] < 0.01
-    assert temperature.calibration(confidence.sqrt(), right)[0] > 0.1  # too sure
-    assert temperature.calibration(torch.tensor([0.0, 1.0]), torch.tensor([False, True]))[0] == 0
-
-
-def test_calibration_puts_an_edge_into_the_bin_below():
-    _, bins = temperature.calibration(torch.tensor([0.0, 0.5, 0.51, 1.0]), torch.tensor([True] * 4), bins=2)
-    assert [(row["from"], row["to"], row["count"]) for row in bins] == [(0, 0.5, 2), (0.5, 1, 2)]
-
-
 def test_figures_of_a_scale_by_hand():
     """Scale ln 3 and cosines 1 and 0: probabilities 3/4 and 1/4; the first is right, the second picture's is not."""
     cosines = torch.tensor([[1.0, 0.0], [1.0, 0.0]], dtype=torch.float64)
@@ -378,26 +328,6 @@ def test_likeliest_scale_is_the_minimum(study):
 # prompts.
 
 
-def test_difference_by_hand():
-    ours, theirs = torch.tensor([True, True, False, True]), torch.tensor([True, False, True, False])
-    found = prompts.difference(ours, theirs)
-    assert (found["gained"], found["lost"], found["difference"]) == (2, 1, 0.25)
-    assert found["low"] < 0 < found["high"]
-    assert prompts.difference(ours, ours) == {"difference": 0, "low": 0, "high": 0, "gained": 0, "lost": 0}
-
-
-def test_difference_is_that_of_pairs():
-    """Right wherever the other is, and elsewhere too, is better; of two samples of such shares nobody could tell."""
-    random = np.random.default_rng(0)
-    ours = random.random(200) < 0.7
-    theirs = ours & (random.random(200) < 0.95)
-    assert prompts.difference(torch.from_numpy(ours), torch.from_numpy(theirs))["low"] > 0
-    unpaired = [random.choice(ours, 200).mean() - random.choice(theirs, 200).mean() for _ in range(1000)]
-    assert np.percentile(unpaired, 2.5) < 0
-    unrelated = prompts.difference(torch.from_numpy(ours), torch.from_numpy(random.permutation(theirs)))
-    assert unrelated["low"] < 0 < unrelated["high"]
-
-
 def test_choosing_on_the_other_half_is_not_flattered_by_luck():
     """Of 500 ways that guess, the best is right on 60% of 200 pictures; chosen on other pictures it is on half."""
     right = torch.rand(500, 200, generator=torch.Generator().manual_seed(0)) < 0.5
@@ -418,16 +348,7 @@ def test_prompts_ranks_templates_and_sets(study):
     )
 
 
-# retrieval, zero-shot, strategies.
-
-
-def test_precision_by_hand(study):
-    """Nearest to class a are right, wrong, right pictures, to b wrong, wrong, right; c has none and counts nowhere."""
-    three = replace(study, classes=["a", "b", "c"], targets=torch.tensor([0, 1, 0]), images=torch.eye(3))
-    weights = torch.tensor([[0.9, 0.9, 0.5], [0.8, 0.5, 0.5], [0.1, 0.6, 0.5]])
-    found = retrieval.precision(three, weights, (1, 2, 3))
-    assert found == pytest.approx({1: (1 + 0) / 2, 2: (1 / 2 + 0) / 2, 3: (2 / 3 + 1 / 3) / 2})
-    assert retrieval.precision(replace(three, targets=torch.tensor([1, 0, 1])), weights, (2,))[2] == (1 / 2 + 1) / 2
+# retrieval, zero-shot, wordings.
 
 
 def test_retrieval_measures_recall_of_single_pictures_and_precision_of_several(study):
@@ -484,15 +405,17 @@ def oracle(study: Study, shift: int = 0) -> Study:
     return replace(study, images=weights.T[(study.targets + shift) % len(study.classes)])
 
 
-def test_strategies_count_confusions(study):
+def test_wordings_count_confusions(study):
     weights = zero_shot_weights(study.model, study.classes, ["{}"])
-    result = strategies.compare(oracle(study, 1), {"wrong": weights, "right": weights.roll(-1, 1)}, {"small": 0.5})
+    result = wordings.compare(oracle(study, 1), {"wrong": weights, "right": weights.roll(-1, 1)}, "MNIST")
     right, wrong = result["strategies"]
     assert (right["strategy"], right["top1"]["share"], wrong["top1"]["share"]) == ("right", 1, 0)
     assert right["confusion"] == torch.eye(4, dtype=torch.int64).mul(3).tolist()
     assert wrong["confusion"][0] == [0, 3, 0, 0]
-    assert result["published"] == 0.5
-    assert "100.0%" in strategies.table(result)
+    assert result["published"] is None and "100.0%" in wordings.table(result)
+    result = wordings.compare(replace(study, name="ViT-B/32"), {"any": weights}, "MNIST")
+    assert result["published"] == pytest.approx(MODELS["ViT-B/32"].published["MNIST"] / 100)
+    assert "48.39%" in wordings.table(result)
 
 
 def test_mnist_takes_digits_by_any_name_and_nothing_else(study):

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from miniclip.data.lists import DataError
+from miniclip.errors import MissingExtraError
 from miniclip.evaluation.probe import few_shot, linear_probe, search, split
 
 pytest.importorskip("sklearn")
@@ -69,13 +70,13 @@ def test_too_few_pictures_are_an_error():
     features = torch.eye(4)
     with pytest.raises(DataError, match="three or more"):
         linear_probe(features, torch.arange(4), features, torch.arange(4), classes=4)
-    with pytest.raises(DataError, match="two classes"):
+    with pytest.raises(DataError, match="two or more classes"):
         linear_probe(features, torch.zeros(4, dtype=torch.int64), features, torch.arange(4), classes=4)
 
 
 def test_scikit_learn_is_asked_for(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "sklearn.exceptions", None)
-    with pytest.raises(DataError, match=r"miniclip\[probe\]"):
+    with pytest.raises(MissingExtraError, match=r"miniclip\[probe\]"):
         linear_probe(*clusters(9, 0.2, seed=0), *clusters(9, 0.2, seed=1), classes=3)
 
 

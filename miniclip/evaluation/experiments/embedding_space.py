@@ -1,16 +1,15 @@
-"""How pictures and texts lie in the space they share: what is near what, and the gap between the two.
+"""How pictures and texts lie in the embedding space: which are near each other, and the gap between pictures and texts.
 
-- Cosines within a class and between classes (of data with one picture a class: categories, if it has any), and of
-  pictures with their own text and with others. What matters is how far apart two of them are, not how high: CLIP's
-  cosines of pictures with their own texts are typically 0.2 to 0.3, and any two pictures are often nearer to each other
-  than that. A cosine is neither a probability nor a percentage of likeness.
-- The modality gap (Liang et al. 2022, "Mind the Gap"): the distance between the centroid of the images' and that of the
-  texts' unit embeddings. 0 would be one cloud, and 2 the most there can be. Retrieval does not mind it, as it moves all
-  cosines of pictures with texts alike; but an image is no stand-in for a text, nor can cosines between pictures be
-  compared with cosines between a picture and a text.
-- The projection is onto the two directions in which both together vary most (principal components). It shows a few
-  percent of 256 to 1,024 dimensions: what is apart in it is apart, what is close in it need not be. Its first axis is
-  often the gap itself.
+- Mean cosines within a class and between classes, and of pictures with their own text and with others. (If every class
+  has one picture, categories take the place of classes.) The difference of two such means matters, not their height:
+  CLIP's cosines of pictures with their own texts are typically 0.2 to 0.3, and those of any two pictures are often
+  higher. A cosine is neither a probability nor a percentage of similarity.
+- The modality gap (Liang et al. 2022, "Mind the Gap"): the distance between the centroid of the images' unit embeddings
+  and that of the texts', in 0..2. It does not affect retrieval, because it shifts all cosines of pictures with texts
+  alike; but cosines between pictures can't be compared with cosines between a picture and a text.
+- The projection shows the first two principal components of both together, a few percent of the variance of 256 to
+  1,024 dimensions. Points that are apart in it are apart; points that are close need not be. The first component often
+  is the gap.
 """
 
 from __future__ import annotations
@@ -22,30 +21,32 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from miniclip.evaluation.experiments.common import Study, columns
+from miniclip.evaluation.draw import new_figure, open_frame
+from miniclip.evaluation.study import Study
+from miniclip.table import columns
 from miniclip.zero_shot import zero_shot_weights
 
-DRAWN = 1000  # pictures, and texts, that are drawn and whose cosines make the histograms, at most
+DRAWN = 1000  # the most pictures, and the most texts, in the projection and the histograms
 BINS = 80
 COLOURS = ("tab:blue", "lightsteelblue", "tab:orange", "navajowhite", "tab:green", "silver")  # of the histograms
 KIND_COLOURS = ("C0", "C1", "C2", "C3", "C4", "C5", "C6", "C8", "C9", "black")  # C7 is grey
 
 
 class Space(NamedTuple):
-    """Pictures, one text for each of their names, and what both are sorted by: the names, or their categories."""
+    """Pictures, one text for each of their names, and the groups of both: the names, or their categories."""
 
     images: Tensor  # [N, E]
     texts: Tensor  # [M, E]
     owner: Tensor  # int64 [N], each picture's text
     names: list[str]  # M
-    sort: tuple[str, str]  # "category", "categories"
+    sort: tuple[str, str]  # what a group is called, and several: ("category", "categories")
     kinds: list[str]
     image_kinds: Tensor  # int64 [N]
     text_kinds: Tensor  # int64 [M]
 
 
 def measure(study: Study, templates: Sequence[str] = ("{}",), seed: int = 0) -> dict:
-    """templates: of the texts, one a class that has pictures. seed: which pictures and texts are drawn, of many."""
+    """templates: for the texts, one for each class that has pictures. seed: which pictures and texts are drawn."""
     space = read_space(study, templates)
     images, texts = space.images, space.texts
     cosines = (
@@ -76,7 +77,7 @@ def measure(study: Study, templates: Sequence[str] = ("{}",), seed: int = 0) -> 
 
 
 def read_space(study: Study, templates: Sequence[str]) -> Space:
-    """Sorted by category only where every class has a single picture: then classes have nothing within them."""
+    """The groups are categories only if every class has a single picture, and so no pair within it."""
     there, owner = study.targets.unique(return_inverse=True)
     names = [study.classes[i] for i in there.tolist()]
     texts = zero_shot_weights(study.model, names, templates).T
@@ -91,8 +92,8 @@ def read_space(study: Study, templates: Sequence[str]) -> Space:
 def class_similarity(vectors: Tensor, classes: Tensor) -> tuple[float | None, float | None]:
     """The mean cosine of two different vectors of one class, and of two classes; None where there is no such pair.
 
-    vectors: [N, E], of unit length; classes: int64 [N]. Of all pairs, without forming them: the sum over the pairs of n
-    unit vectors is |their sum|^2 - n.
+    vectors: [N, E], of unit length; classes: int64 [N]. The pairs are not formed: the cosines of all ordered pairs of n
+    different unit vectors add up to |sum of the vectors|^2 - n.
     """
     vectors = vectors.double()
     counts = classes.bincount().double()
@@ -120,10 +121,10 @@ def modality_gap(images: Tensor, texts: Tensor) -> float:
 
 
 def projection(images: Tensor, texts: Tensor) -> tuple[Tensor, list[float]]:
-    """All vectors on their first two principal components, float64 [N + M, 2], and the share of variance of each.
+    """All vectors on the first two principal components, float64 [N + M, 2], and the components' shares of variance.
 
-    Images and texts count alike, however many there are of each. A component's sign means nothing; here its largest
-    weight is positive.
+    Images and texts have the same total weight, however many there are of each. The sign of a component is arbitrary;
+    here its largest weight is positive.
     """
     vectors = torch.cat([images, texts]).double()
     weight = torch.cat([torch.full((len(x), 1), 0.5 / len(x), dtype=torch.float64) for x in (images, texts)])
@@ -135,7 +136,7 @@ def projection(images: Tensor, texts: Tensor) -> tuple[Tensor, list[float]]:
 
 
 def _histograms(space: Space, rows: Tensor, text_rows: Tensor) -> tuple[list[float], list[list[float] | None]]:
-    """The densities of the cosines of all sorts of pairs, between the same edges; None where there is no such pair."""
+    """The densities of the cosines of each kind of pair, with the same edges; None where there is no such pair."""
     images, texts = space.images[rows], space.texts[text_rows]
     values = []
     for vectors, kinds in ((images, space.image_kinds[rows]), (texts, space.text_kinds[text_rows])):
@@ -166,16 +167,14 @@ def table(result: dict) -> str:
     return "\n".join([
         columns(["mean cosine of", ""], rows), "",
         f"modality gap: {gap}",
-        f"centroids' lengths: pictures {length['pictures']:.3f}, texts {length['texts']:.3f}; 1 if all were equal",
-        f"two components show {shown} of the variance",
+        f"centroids' lengths (1 if all are equal): pictures {length['pictures']:.3f}, texts {length['texts']:.3f}",
+        f"the two components have {shown} of the variance",
     ])  # fmt: skip
 
 
 def draw(result: dict, study: Study):
-    """The cosines of each sort of pair, one histogram a row; and pictures and texts on two components."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(13.5, 7), layout="constrained")
+    """A histogram of the cosines of each kind of pair; and the projection of pictures and texts."""
+    figure = new_figure(13.5, 7)
     left, right = figure.subfigures(1, 2, width_ratios=(1, 1.3))
     _draw_histograms(left, result)
     _draw_plane(right.subplots(), result)
@@ -197,7 +196,7 @@ def _draw_histograms(figure, result: dict) -> None:
 
 
 def _draw_plane(axis, result: dict) -> None:
-    """Pictures as dots, texts as hollow squares, tied where they belong together; the largest kinds in colours."""
+    """Pictures as dots, texts as hollow squares, joined to their pictures; the largest groups in colours."""
     pictures, texts = result["pictures_drawn"], result["texts_drawn"]
     counts = Counter(point["kind"] for point in pictures)
     large = sorted((kind for kind in counts if counts[kind] > 1), key=lambda kind: (-counts[kind], kind))
@@ -217,7 +216,7 @@ def _draw_plane(axis, result: dict) -> None:
     axis.set(xlabel=f"first component, {first:.1%} of the variance", ylabel=f"second component, {second:.1%}")
     axis.set(aspect="equal", adjustable="datalim")
     axis.set_title("dots: pictures; squares: their texts", fontsize=10)
-    axis.spines[["top", "right"]].set_visible(False)
+    open_frame(axis)
     axis.legend(fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=5)
 
 

@@ -1,20 +1,21 @@
-"""Zero-shot MNIST (LeCun et al. 1998): handwritten digits, and how one words a digit.
+"""Zero-shot MNIST (LeCun et al. 1998): handwritten digits, worded in several ways.
 
-A digit has a name ("three"), a sign ("3"), and contexts that say what kind of picture it is; OpenAI's own prompt is
-'a photo of the number: "{}".' (openai/CLIP, data/prompts.md). CLIP does badly here, worse than logistic regression on
-raw pixels, because next to nothing in its training data looks like MNIST (CLIP paper, section 6). The wording moves it,
-so that a figure without its prompt says little; which wording is best was found on these very pictures, which flatters
-it.
+A digit can be called by its name ("three") or its sign ("3"), in a context that says what kind of picture it is;
+OpenAI's own prompt is 'a photo of the number: "{}".' (openai/CLIP, data/prompts.md). CLIP does badly here, worse than
+logistic regression on raw pixels, because almost nothing in its training data looks like MNIST (CLIP paper, section 6).
+Accuracy depends on the wording, so state the prompt with the figure. The best wording was found on the same pictures
+that it is measured on, so its figure is too high.
 
-`published` are the accuracies of OpenAI's weights in OpenCLIP's table of results, with OpenAI's prompt.
+`published` is the model's accuracy with OpenAI's prompt in OpenCLIP's table of results.
 """
 
 from __future__ import annotations
 
 from miniclip.data.lists import DataError
-from miniclip.evaluation.experiments import strategies
-from miniclip.evaluation.experiments.common import Study, each_template, ensemble
-from miniclip.evaluation.experiments.strategies import table
+from miniclip.evaluation.experiments import wordings
+from miniclip.evaluation.experiments.wordings import table
+from miniclip.evaluation.study import Study
+from miniclip.zero_shot import ensemble, zero_shot_weights
 
 __all__ = ["draw", "measure", "table"]
 
@@ -31,29 +32,28 @@ STRATEGIES = (  # {} is the sign, "3"; {word} its name, "three"
     "a black and white photo of the handwritten digit {word}",
     "a white {} on a black background",
 )
-PUBLISHED = {
-    "RN50": 0.5755, "RN101": 0.5254, "RN50x4": 0.4903, "RN50x16": 0.6798, "RN50x64": 0.8583,
-    "ViT-B/32": 0.4839, "ViT-B/16": 0.5135, "ViT-L/14": 0.7634, "ViT-L/14@336px": 0.7916,
-}  # fmt: skip
 
 
 def measure(study: Study) -> dict:
     digits = [_digit(name) for name in study.classes]
-    prompts = [way.replace("{}", str(digit)).replace("{word}", WORDS[digit]) for way in STRATEGIES for digit in digits]
-    weights = each_template(study.model, prompts, ["{}"])[0]  # [E, strategies * classes]
-    weights = weights.unflatten(1, (len(STRATEGIES), len(digits))).transpose(0, 1)
-    ways = {way.replace("{}", "3").replace("{word}", "three"): w for way, w in zip(STRATEGIES, weights, strict=True)}
+    prompts = [_worded(way, digit) for way in STRATEGIES for digit in digits]
+    weights = zero_shot_weights(study.model, prompts, ["{}"]).unflatten(1, (len(STRATEGIES), -1)).transpose(0, 1)
+    ways = {_worded(way, 3): one for way, one in zip(STRATEGIES, weights, strict=True)}
     ways[f"ensemble of the {len(STRATEGIES)}"] = ensemble(weights)
-    return strategies.compare(study, ways, PUBLISHED)
+    return wordings.compare(study, ways, "MNIST")
+
+
+def _worded(strategy: str, digit: int) -> str:
+    return strategy.replace("{}", str(digit)).replace("{word}", WORDS[digit])
 
 
 def _digit(name: str) -> int:
-    """From "3", "three" or "3 - three", as different data sets call it."""
+    """The digit that a class stands for. Data sets call it "3", "three" or "3 - three"."""
     for digit, word in enumerate(WORDS):
         if name.strip().lower() in (str(digit), word, f"{digit} - {word}"):
             return digit
-    raise DataError(f"the class {name!r} is no digit; expected 0 to 9, or zero to nine: is --data MNIST?")
+    raise DataError(f"the class {name!r} is no digit; expected 0 to 9, or zero to nine: is the data MNIST?")
 
 
 def draw(result: dict, study: Study):
-    return strategies.draw(result, f"{study.name}: zero-shot MNIST, {len(study.examples):,} pictures")
+    return wordings.draw(result, f"{study.name}: zero-shot MNIST, {len(study.examples):,} pictures")

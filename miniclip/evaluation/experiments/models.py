@@ -1,37 +1,39 @@
-"""What each model is made of: size, resolution, context, vocabulary, and the arithmetic of one picture and one text.
+"""The size of each model: parameters, resolution, context, vocabulary, and the FLOPs of one picture and one text.
 
 No weights are needed: the models are built from their configs on PyTorch's meta device, which has shapes and no values.
 
-FLOPs are those of one picture, and of one text of full length, in matrix products, convolutions and attention, where
-every multiplication and every addition counts: twice what papers call multiply-adds, or MACs. Norms, activations and
-sums are left out, as usual. FLOPs are not time: machines do some kinds of arithmetic faster than others, small models
-wait for memory, and miniclip computes a text only up to its end: a tenth of what is stated for "a photo of a dog". For
-time see the experiment `benchmark`.
+FLOPs are those of matrix products, convolutions and attention, for one picture and for one text of full length. Each
+multiplication and each addition counts as one, so the figures are twice the multiply-adds (MACs) of other tables.
+Norms, activations and residual additions are left out, as usual. FLOPs do not tell the time: some operations use a
+machine better than others, small models wait for memory, and miniclip computes a text only up to its end-of-text token,
+which takes a tenth of the stated FLOPs for "a photo of a dog". The experiment `benchmark` measures times.
 
-OpenAI's sizes are in the CLIP paper's tables 19 and 20. For their ViTs and text towers the FLOPs are those that
-OpenCLIP publishes (docs/model_profile.csv). For ResNets it has more, 12.22 against 11.59 GFLOP of RN50, because the
-attention pool that it counted has a query for every place of the map, where one is needed.
+OpenAI's sizes are in the CLIP paper's tables 19 and 20. For the ViTs and text towers the FLOPs agree with those that
+OpenCLIP publishes (docs/model_profile.csv). For ResNets OpenCLIP has more, 12.22 against 11.59 GFLOP for RN50, because
+it counted an attention pool with a query for every position of the map; one query is needed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from miniclip.config import CLIPConfig, ResNetConfig, ViTConfig
-from miniclip.evaluation.experiments.common import columns, plain_ticks
+from miniclip.config import CLIPConfig
+from miniclip.evaluation.draw import new_figure, open_frame, plain_ticks
 from miniclip.loading import blank_model, named_models, open_checkpoint
 from miniclip.models import CLIP, convert_weights
+from miniclip.table import columns
 
-Counted = dict[tuple, int]  # FLOPs by what decides them
+Counted = dict[tuple, int]  # FLOPs of towers, by the parts of the config that they depend on
 
 
 def measure(file: str | None = None) -> dict:
-    """Every model that can be loaded by name, and the one in `file`, from the least arithmetic on; ready for JSON."""
+    """All models that `load` takes by name, and the one in `file`, sorted by FLOPs; ready for JSON."""
     configs = [
         (name, model.config.family if model.url else "embedded", model.config) for name, model in named_models().items()
     ]
@@ -44,15 +46,15 @@ def measure(file: str | None = None) -> dict:
 
 
 def describe(config: CLIPConfig, counted: Counted | None = None) -> dict:
-    """The figures of one model; parameters of each tower, and the scale, one more, in neither.
+    """The figures of one model. `logit_scale` is one more parameter, which belongs to neither tower.
 
-    counted: FLOPs of towers that were met before, and where those of this one go.
+    counted: FLOPs of the towers that were counted before; those of this model are added.
     """
     model = blank_model(config, torch.float32).eval()
     image, total = _parameters(model.visual), _parameters(model)
     image_flops, text_flops = _flops(model, {} if counted is None else counted)
     return {
-        "tower": _tower(config),
+        "tower": config.vision.summary,
         "pixels": config.preprocess.image_size,
         "embedding": config.embed_dim,
         "context": config.text.context_length,
@@ -77,12 +79,14 @@ def _bytes(module: nn.Module) -> int:
 
 @torch.no_grad()
 def _flops(model: CLIP, counted: Counted) -> tuple[int, int]:
-    """Of one picture and one text of full length, in the towers' plain form.
+    """FLOPs of one picture and of one text of full length, in the towers' plain form.
 
-    On the meta device, where PyTorch's counter sees all of attention; of a CPU's fused kernel it knows nothing.
+    On the meta device PyTorch's counter sees all of attention; it can't see into a CPU's fused kernel.
     """
     config, size = model.config, model.visual.input_resolution
-    image, text = (config.vision, config.embed_dim), (config.text, config.embed_dim, getattr(config, "text_taps", 0))
+    image = type(config), config.vision, config.embed_dim
+    rest = [getattr(config, part.name) for part in fields(config) if part.name not in ("vision", "preprocess")]
+    text = type(config), *rest
     if image not in counted:
         counted[image] = _counted(model.encode_image, torch.empty(1, 3, size, size, device="meta"))
     if text not in counted:
@@ -95,17 +99,6 @@ def _counted(encode: Callable[[Tensor], Tensor], inputs: Tensor) -> int:
     with FlopCounterMode(display=False) as counter:
         encode(inputs)
     return counter.get_total_flops()
-
-
-def _tower(config: CLIPConfig) -> str:
-    """The image tower in few words: ViT 12 x 768 is 12 layers of width 768."""
-    vision = config.vision
-    if isinstance(vision, ResNetConfig):
-        return f"ResNet {'-'.join(map(str, vision.layers))} x {vision.width}"
-    if hasattr(vision, "transformer"):
-        kind = f"ViT/{vision.patch_size}" if isinstance(vision, ViTConfig) else "conv ViT/16"
-        return f"{kind} {vision.transformer.layers} x {vision.transformer.width}"
-    return f"FastViT {'-'.join(map(str, vision.blocks))} x {vision.widths[0]}"
 
 
 def table(result: Mapping) -> str:
@@ -123,39 +116,28 @@ def table(result: Mapping) -> str:
 
 def draw(result: Mapping):
     """Two panels over the same models: parameters of both towers, and FLOPs of both on a logarithmic scale."""
-    from matplotlib.figure import Figure
-
     rows = result["models"]
-    figure = Figure(figsize=(11.5, 0.28 * len(rows) + 1.8), layout="constrained")
+    figure = new_figure(11.5, 0.28 * len(rows) + 1.8)
     size, work = figure.subplots(1, 2, sharey=True)
     for place, row in enumerate(rows):
         image, text, total = (row[f"{tower}parameters"] / 1e6 for tower in ("image_", "text_", ""))
-        size.barh(place, image, color="tab:blue")
-        size.barh(place, text, left=image, color="tab:orange")
+        size.barh(place, image, color="tab:blue", label="image tower" if place == 0 else None)
+        size.barh(place, text, left=image, color="tab:orange", label="text tower" if place == 0 else None)
         size.text(total, place, f" {total:.0f} M", va="center", fontsize=8)
         image, text = (row[f"{tower}_flops"] / 1e9 for tower in ("image", "text"))
         work.plot([image, text], [place, place], color="lightgrey", zorder=0)
-        work.plot(image, place, "o", color="tab:blue")
-        work.plot(text, place, "o", color="tab:orange")
-        work.annotate(
-            f"{image:.3g}", (image, place), xytext=(0, 5), textcoords="offset points", ha="center", fontsize=7
-        )
+        work.plot(image, place, "o", color="tab:blue", label="one picture" if place == 0 else None)
+        work.plot(text, place, "o", color="tab:orange", label="one text of full length" if place == 0 else None)
+        above = {"xytext": (0, 5), "textcoords": "offset points", "ha": "center", "fontsize": 7}
+        work.annotate(f"{image:.3g}", (image, place), **above)
     size.set_yticks(range(len(rows)), [row["name"] for row in rows], fontsize=9)
     size.set(xlabel="millions", xlim=(0, 1.12 * max(row["parameters"] for row in rows) / 1e6), ylim=(-0.8, len(rows)))
     size.set_title("parameters", fontsize=11)
     work.set(xlabel="GFLOP, logarithmic", xscale="log")
-    work.set_title("arithmetic of one picture, and of one text of full length", fontsize=11)
+    work.set_title("FLOPs", fontsize=11)
     plain_ticks(work.xaxis)
     for axis in (size, work):
-        axis.grid(axis="x", alpha=0.3)
-        axis.set_axisbelow(True)
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.legend(handles=_legend(), loc="lower right")
+        open_frame(axis, "x")
+        axis.legend(loc="lower right")
     figure.suptitle("The models that miniclip loads by name")
     return figure
-
-
-def _legend() -> list:
-    from matplotlib.patches import Patch
-
-    return [Patch(color="tab:blue", label="image tower"), Patch(color="tab:orange", label="text tower")]

@@ -1,18 +1,18 @@
-"""What the scale makes of cosines: how sharp the probabilities are, and whether they can be believed.
+"""How the scale turns cosines into probabilities: how sharp they are, and whether they can be trusted.
 
-probability = softmax(scale * cosine). The scale, exp(logit_scale), is learnt, and clamped at 100 (CLIP paper, section
-2.5), where all of OpenAI's ended; its inverse is the temperature. It changes no ranking, so no accuracy: only how much
-of the probability the best name gets. At scale 1 cosines of 0.2 to 0.3 give all names nearly the same, at 100 a
-difference of 0.02 is already 88 to 12.
+probability = softmax(scale * cosine). The scale, exp(logit_scale), is learnt, and limited to 100 (CLIP paper, section
+2.5), which all of OpenAI's models reached; its inverse is called the temperature. It changes no ranking and so no
+accuracy, only the share of the probability that the best name gets. With cosines of 0.2 to 0.3 and a scale of 1 all
+names get nearly the same; with a scale of 100 a difference of 0.02 already means 88% against 12%.
 
-- Confidence is the probability of the best name. Names that could be meant, exp(entropy), is how many equally likely
-  names would be as uncertain: from 1 to all of them.
-- Expected calibration error, ECE: how far confidence and accuracy are apart, in the mean of pictures, in 15 equal bins
-  (Guo et al. 2017, section 2). 0 does not make a model good: it may know that it guesses. Few pictures in a bin make it
-  look worse than it is.
-- The likeliest scale is the one of the least negative log-likelihood, as temperature scaling fits it (Guo et al. 2017,
-  section 4.2), here on the same pictures that it is judged by. It depends on the number of names, the prompts and the
-  kind of pictures.
+- Confidence: the probability of the best name. Effective names, exp(entropy): the number of equally likely names that
+  would be as uncertain, from 1 to all of them.
+- Expected calibration error, ECE: the mean difference of confidence and accuracy, in 15 bins of equal width (Guo et al.
+  2017, section 2). An ECE of 0 does not mean that a model is good: it may guess, with a low confidence. Few pictures in
+  a bin make it look worse than it is.
+- The likeliest scale has the lowest negative log-likelihood, as in temperature scaling (Guo et al. 2017, section 4.2),
+  here on the same pictures that it is judged by. It depends on the number of names, the prompts and the kind of
+  pictures.
 """
 
 from __future__ import annotations
@@ -24,15 +24,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from miniclip.evaluation.experiments.common import Study, columns, fold, picture_of, plain_ticks
+from miniclip.evaluation.draw import fold, new_figure, open_frame, plain_ticks
+from miniclip.evaluation.measures import calibration
+from miniclip.evaluation.study import Study, picture_of
+from miniclip.table import columns
 from miniclip.zero_shot import zero_shot_weights
 
 SCALES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
-BINS = 15
-EXAMPLE_SCALES, NAMES = (3.0, 10.0, 100.0), 6  # of the picture that is drawn
-BELOW = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.13)}  # the axis, a legend
+EXAMPLE_SCALES, NAMES = (3.0, 10.0, 100.0), 6  # for the picture that is drawn
+BELOW = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.13)}  # a legend below the axes
 OWN, LIKELIEST = ", the model's own", ", the likeliest"
-LEAST, MOST = 0.1, 1000.0  # between which the likeliest scale is looked for
+LEAST, MOST = 0.1, 1000.0  # the range in which the likeliest scale is searched
 
 
 def measure(study: Study, templates: Sequence[str] = ("{}",)) -> dict:
@@ -55,12 +57,12 @@ def measure(study: Study, templates: Sequence[str] = ("{}",)) -> dict:
 
 
 def _without(scale: float, scales: Sequence[float]) -> list[float]:
-    """Without the one that `scale` is but for rounding, as exp(ln 100) is not quite 100."""
+    """The scales that differ from `scale` by more than rounding: exp(ln 100) is not quite 100."""
     return [other for other in scales if not math.isclose(other, scale, rel_tol=0.01)]
 
 
 def _typical(cosines: Tensor, study: Study) -> int:
-    """The picture in the middle by how confident the model is."""
+    """The picture with the median confidence."""
     confidence = (study.scale * cosines).softmax(1).amax(1)
     return int((confidence - confidence.median()).abs().argmin())
 
@@ -82,26 +84,11 @@ def at_scale(cosines: Tensor, targets: Tensor, scale: float) -> dict:
     }
 
 
-def calibration(confidence: Tensor, right: Tensor, bins: int = BINS) -> tuple[float, list[dict]]:
-    """Expected calibration error, in 0..1, and the bins that have pictures (Guo et al. 2017, section 2).
-
-    confidence: [N], in 0..1; right: bool [N]. Bin b holds the confidences in (b / bins, (b + 1) / bins].
-    """
-    number = ((confidence.double() * bins).ceil().long() - 1).clamp(0, bins - 1)
-    rows, error = [], 0.0
-    for b in number.unique().tolist():
-        there = number == b
-        count, mean, accuracy = int(there.sum()), *(x[there].double().mean().item() for x in (confidence, right))
-        rows.append({"from": b / bins, "to": (b + 1) / bins, "count": count, "confidence": mean, "accuracy": accuracy})
-        error += count / len(confidence) * abs(accuracy - mean)
-    return error, rows
-
-
 def likeliest_scale(cosines: Tensor, targets: Tensor) -> float:
-    """The scale in LEAST..MOST under which the right names are likeliest; MOST if there were no mistakes.
+    """The scale in LEAST..MOST with the highest likelihood of the right names; MOST if there are no mistakes.
 
-    The negative log-likelihood is convex in the scale, so its slope is bisected: what the distribution expects of the
-    cosine, less the cosine with the right name.
+    The negative log-likelihood is convex in the scale. Its slope, the expected cosine minus the cosine with the right
+    name, is bisected for its zero.
     """
     own = cosines.gather(1, targets[:, None]).mean()
     low, high = LEAST, MOST
@@ -118,16 +105,14 @@ def table(result: dict) -> str:
          f"{row['names']:,.1f}", f"{row['entropy']:.3f}", f"{row['nll']:.3f}", f"{row['ece']:.4f}"]
         for row in result["scales"]
     ]  # fmt: skip
-    headings = ["scale", "confidence", "names", "entropy", "loss", "ECE"]
-    units = "entropy and loss (negative log-likelihood) in nats; names that could be meant: exp(entropy)"
-    return f"{columns(headings, rows)}\n\naccuracy, at any scale: {result['accuracy']:.2%}; {units}"
+    headings = ["scale", "confidence", "effective names", "entropy", "loss", "ECE"]
+    units = "entropy and loss (negative log-likelihood) in nats; effective names: exp(entropy)"
+    return f"{columns(headings, rows)}\n\naccuracy, the same at every scale: {result['accuracy']:.2%}; {units}"
 
 
 def draw(result: dict, study: Study):
     """One picture's probabilities at several scales; confidence against accuracy; and the figures over the scale."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(15, 6.2), layout="constrained")
+    figure = new_figure(15, 6.2)
     sharpness, reliability, curves = figure.subplots(1, 3, width_ratios=(1.2, 1, 1))
     _draw_example(sharpness, result, study)
     _draw_reliability(reliability, result)
@@ -153,18 +138,18 @@ def _draw_example(axis, result: dict, study: Study) -> None:
     names = [f"{fold(study.classes[i], 22)}  {example['cosines'][i]:.3f}" for i in shown]
     axis.set_yticks(range(len(shown)), names, fontsize=9, parse_math=False)
     axis.invert_yaxis()
-    axis.set_title("one picture: cosines, and what they become", fontsize=11)
+    axis.set_title("one picture: cosines and probabilities", fontsize=11)
     axis.set(xlabel="probability", xlim=(0, 1))
     axis.legend(fontsize=9, ncols=2, **BELOW)
-    axis.spines[["top", "right"]].set_visible(False)
+    open_frame(axis)
     picture = axis.inset_axes((0.66, 0.06, 0.32, 0.4))
-    picture.imshow(picture_of(study.examples[example["picture"]]))
+    picture.imshow(picture_of(study.examples[example["picture"]].image))
     picture.set_axis_off()
     picture.set_title(fold(example["name"]), fontsize=9, parse_math=False)
 
 
 def _draw_reliability(axis, result: dict) -> None:
-    axis.plot([0, 1], [0, 1], "--", color="grey", label="right as often as sure")
+    axis.plot([0, 1], [0, 1], "--", color="grey", label="accuracy = confidence")
     for what, colour in ((OWN, "tab:blue"), (LIKELIEST, "tab:orange")):
         (row,) = (row for row in result["scales"] if row["what"] == what)
         bins = row["reliability"]
@@ -172,8 +157,8 @@ def _draw_reliability(axis, result: dict) -> None:
         x, y = ([one[key] for one in bins] for key in ("confidence", "accuracy"))
         axis.plot(x, y, color=colour, linewidth=1, label=f"scale {row['scale']:.4g}{what}: ECE {row['ece']:.3f}")
         axis.scatter(x, y, s=[15 + 300 * one["count"] / number for one in bins], color=colour)
-    axis.set_title("is it right as often as it is sure?", fontsize=11)
-    axis.set(xlabel="confidence (a dot's size: how many pictures)", ylabel="accuracy")
+    axis.set_title("reliability: accuracy by confidence", fontsize=11)
+    axis.set(xlabel="confidence (size of a dot: number of pictures)", ylabel="accuracy")
     axis.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
     axis.legend(fontsize=9, **BELOW)
     axis.grid(alpha=0.3)
@@ -186,7 +171,7 @@ def _draw_curves(axis, result: dict) -> None:
     for label, colour, values in (
         ("confidence", "tab:green", [row["confidence"] for row in rows]),
         (
-            f"entropy, of ln {len(result['example']['cosines']):,}",
+            f"entropy / ln {len(result['example']['cosines']):,}",
             "tab:purple",
             [row["entropy"] / most for row in rows],
         ),
@@ -195,7 +180,7 @@ def _draw_curves(axis, result: dict) -> None:
         axis.plot(scales, values, "o-", color=colour, label=label)
     axis.axhline(result["accuracy"], color="grey", linestyle="--", label="accuracy")
     axis.axvline(result["model_scale"], color="tab:blue", linestyle=":", label=OWN.strip(", "))
-    axis.set_title("from undecided to certain", fontsize=11)
+    axis.set_title("all pictures, by scale", fontsize=11)
     axis.set(xlabel="scale, logarithmic", xscale="log", ylim=(0, 1.02))
     plain_ticks(axis.xaxis)
     axis.legend(fontsize=9, ncols=2, **BELOW)

@@ -1,13 +1,12 @@
-"""How often pictures get their right name, out of all names, by a model not trained to (CLIP paper, section 3.1).
+"""How often pictures get their right name, out of all names, from a model that was not trained for it.
 
-Top-k is the share of pictures whose right name is among the k nearest. The interval says what other pictures of the
-same kind might have given; it knows nothing of photographs when the data is drawings. Chance is what guessing would
-give. Accuracy falls as names are added, so that it compares models only on the same names and with the same prompts.
+As in the CLIP paper, section 3.1. Top-k is the share of pictures whose right name is among the k nearest. The interval
+holds for other pictures of the same kind; drawings say nothing about photographs. Chance is the accuracy of guessing.
+Accuracy falls when names are added, so models can only be compared on the same names and with the same prompts.
 
-The bars in the picture are softmax probabilities: logits, which are cosines times the model's scale, compared with each
-other. 90% for a name says that the other names fit much worse, not that the name fits: the cosine behind it is
-typically 0.2 to 0.3 (CLIP's, of photographs), also for right answers, and a picture of none of the names gets a
-favourite too.
+The bars in the figure are softmax probabilities: logits (cosines times the model's scale) compared with each other. 90%
+for a name means that the other names fit much worse, not that the name fits: its cosine is typically 0.2 to 0.3 for
+right answers too (CLIP, photographs), and a picture of something else also gets a best name.
 """
 
 from __future__ import annotations
@@ -19,24 +18,20 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from miniclip.evaluation.experiments.common import (
-    Study,
-    columns,
-    fold,
-    frame,
-    percent,
-    picture_of,
-    plain_ticks,
-    share,
-)
-from miniclip.zero_shot import classify, expand_templates, shares, zero_shot_weights
+from miniclip.evaluation.draw import fold, frame, new_figure, percent_ticks, plain_ticks
+from miniclip.evaluation.measures import share
+from miniclip.evaluation.report import predictions
+from miniclip.evaluation.study import Study, picture_of
+from miniclip.evaluation.tables import percent
+from miniclip.table import columns
+from miniclip.zero_shot import classify, confidences, expand_templates, shares, zero_shot_weights
 
 SHOWN = 5  # names below each picture
 DRAWN = 4  # right answers, and as many wrong ones
 
 
 def measure(study: Study, templates: Sequence[str] = ("{}",), seed: int = 0) -> dict:
-    """templates: prompts or names of sets, an ensemble. seed: which pictures are drawn."""
+    """templates: prompts or names of sets, used as one ensemble. seed: which pictures are drawn."""
     weights = zero_shot_weights(study.model, study.classes, templates)
     predicted, ranks = classify(study.images, weights, study.targets)
     cosines = study.images @ weights
@@ -48,14 +43,13 @@ def measure(study: Study, templates: Sequence[str] = ("{}",), seed: int = 0) -> 
         "top5": share(ranks < 5),
         "right_category": _right_category(study, predicted),
         "median_rank": int(ranks.median()) + 1,
-        "top_k": {k: shares(ranks, [k])[k] for k in _steps(number)},
+        "top_k": shares(ranks, _steps(number)),
         "cosine": {"right_name": _mean_std(cosines.gather(1, study.targets[:, None])), "all_names": _mean_std(cosines)},
         "too_often": _too_often(study, predicted),
         "drawn": _answers(study, cosines, ranks, seed),
-        "predictions": [
-            {"image": example.title, "name": example.captions[0], "predicted": study.classes[best], "rank": rank + 1}
-            for example, best, rank in zip(study.examples, predicted.tolist(), ranks.tolist(), strict=True)
-        ],
+        "predictions": predictions(
+            study, predicted, ranks, confidences(study.images, weights, predicted, study.scale)
+        ),
     }
 
 
@@ -70,7 +64,7 @@ def _mean_std(values: Tensor) -> dict[str, float]:
 
 
 def _right_category(study: Study, predicted: Tensor) -> dict[str, float] | None:
-    """How often the name given is that of something of the right category; None where there are no categories."""
+    """How often the predicted name belongs to the right category; None where there are no categories."""
     category = {example.captions[0]: example.category for example in study.examples}
     given = [category.get(study.classes[name]) for name in predicted.tolist()]
     if None in category.values():
@@ -79,7 +73,7 @@ def _right_category(study: Study, predicted: Tensor) -> dict[str, float] | None:
 
 
 def _too_often(study: Study, predicted: Tensor) -> list[dict]:
-    """The names that most pictures of something else were given."""
+    """The names that were most often predicted wrongly."""
     wrong = predicted[predicted != study.targets].tolist()
     return [{"name": study.classes[name], "wrongly": count} for name, count in Counter(wrong).most_common(5)]
 
@@ -109,18 +103,15 @@ def table(result: dict) -> str:
     often = ", ".join(f"{row['name']} ({row['wrongly']})" for row in result["too_often"])
     return "\n".join([
         columns(["", "accuracy", "95% interval", "chance"], rows), "",
-        f"the right name's rank, in the middle of all pictures: {result['median_rank']}",
+        f"median rank of the right name: {result['median_rank']}",
         f"cosine with the right name: {cosine['right_name']}; with all names: {cosine['all_names']}",
-        f"given wrongly most often: {often or 'none'}",
+        f"most often predicted wrongly: {often or 'none'}",
     ])  # fmt: skip
 
 
 def draw(result: dict, study: Study):
     """Right and wrong answers with their probabilities, beside the accuracy among the k best for every k."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import PercentFormatter
-
-    figure = Figure(figsize=(14, 7), layout="constrained")
+    figure = new_figure(14, 7)
     cards, side = figure.subfigures(1, 2, width_ratios=(2.3, 1))
     right = [answer for answer in result["drawn"] if answer["rank"] == 1]
     wrong = [answer for answer in result["drawn"] if answer["rank"] > 1]
@@ -137,7 +128,7 @@ def draw(result: dict, study: Study):
     axis.plot(ks, [k / max(ks) for k in ks], "--", color="grey", label="guessing")
     axis.set(xscale="log", ylim=(0, 1.02), xlabel=f"k, of {max(ks):,} names", ylabel="pictures")
     axis.set_title("right name among the k nearest", fontsize=11, color="dimgrey")
-    axis.yaxis.set_major_formatter(PercentFormatter(1))
+    percent_ticks(axis.yaxis)
     plain_ticks(axis.xaxis)
     axis.grid(alpha=0.3)
     axis.legend(loc="lower right" if result["top1"]["share"] > 0.3 else "upper left")
@@ -148,7 +139,7 @@ def draw(result: dict, study: Study):
 
 def _card(picture, bars, answer: dict, study: Study) -> None:
     """A picture under its name, over the likeliest names; the right one's bar is green."""
-    picture.imshow(picture_of(study.examples[answer["picture"]]))
+    picture.imshow(picture_of(study.examples[answer["picture"]].image))
     picture.set_axis_on()
     frame(picture)
     picture.set_title(fold(answer["name"], 24), fontsize=10, weight="bold", parse_math=False)
