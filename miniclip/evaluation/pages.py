@@ -88,7 +88,7 @@ def _draw_grid(axes, answers: list[dict], captions: list[list[str]], examples: S
     for axis, answer, lines in zip(axes.flat, answers, captions, strict=False):
         axis.imshow(picture_of(pictures[answer["image"]]))
         axis.set_title(fold(answer["name"], 20), fontsize=9, weight="bold", parse_math=False)
-        axis.set_xlabel("\n".join(fold(line, 20) for line in lines), fontsize=9, color=WRONG, parse_math=False)
+        axis.set_xlabel("\n".join(fold(line, 24) for line in lines), fontsize=9, color=WRONG, parse_math=False)
 
 
 def plot_confusion(predictions: list[dict], output: Path) -> None:

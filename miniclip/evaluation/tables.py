@@ -65,7 +65,8 @@ def _retrieval(figures: dict) -> str:
         for direction in ("image_to_text", "text_to_image")
     ]
     title = f"retrieval, {figures['captions']} captions, {figures['distinct_captions']} of them different"
-    return f"{title}\n{columns(['', *figures['image_to_text']], rows)}"
+    headings = [key.replace("mean_reciprocal_rank", "MRR") for key in figures["image_to_text"]]
+    return f"{title}\n{columns(['', *headings], rows)}"
 
 
 def _linear_probe(figures: dict) -> str:
