@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = (  # from the bottom; what shares a floor doesn't import each other
     ("errors",),
     ("config",),
-    ("io", "parallel", "tokenizer", "preprocess", "kernels"),
+    ("io", "table", "parallel", "tokenizer", "preprocess", "kernels"),
     ("weights", "ops", "similarity", "stages"),
     ("models", "data"),
     ("family", "fast"),
