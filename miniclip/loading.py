@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from miniclip import mobileclip, openai, weights
+from miniclip import weights
 from miniclip.config import CLIPConfig, ConfigError, NamedModel
 from miniclip.family import Family
 from miniclip.fast import int8
@@ -25,7 +27,17 @@ from miniclip.weights.infer import check_names
 from miniclip.weights.names import shapes_of
 from miniclip.weights.stated import Readers, config_of_file, open_directory
 
-FAMILIES: list[Family] = [mobileclip.FAMILY, openai.FAMILY]  # asked in this order; the last one owns what is left
+
+def _families(*folders: str) -> Iterator[Family]:
+    """The family in each of these folders. One that can't be imported is left out, with a warning; the others work."""
+    for folder in folders:
+        try:
+            yield import_module(f"miniclip.{folder}").FAMILY
+        except (ImportError, AttributeError) as error:
+            warnings.warn(f"the models of miniclip/{folder} can't be loaded: {error}", stacklevel=2)
+
+
+FAMILIES = list(_families("mobileclip", "openai"))  # asked in this order; the last one owns what is left
 EMBEDDED = Path(weights.__file__).parent  # the folder of the files that come with the package
 
 
@@ -130,7 +142,7 @@ def blank_model(config: CLIPConfig, dtype: torch.dtype, fast: bool = False) -> C
     """A model on PyTorch's meta device: shapes and dtypes, without memory or values."""
     family = family_of(config)
     with torch.device("meta"), _Uninitialized():
-        return convert_weights((family.fast if fast else family.model)(config), dtype)
+        return convert_weights(((fast and family.fast) or family.model)(config), dtype)
 
 
 def new_model(config: CLIPConfig) -> CLIP:
@@ -149,12 +161,20 @@ class _Uninitialized(TorchFunctionMode):
 
 def family_of(config: CLIPConfig) -> Family:
     """The family of a config."""
-    return next(family for family in FAMILIES if family.config is type(config))
+    for family in FAMILIES:
+        if family.config is type(config):
+            return family
+    raise CheckpointError(f"no family of models here has a {type(config).__name__}: is a part of miniclip missing?")
 
 
 def owner_of(tensors: Mapping[str, Tensor]) -> Family:
     """The family that recognises the tensor names of a file."""
-    return next(family for family in FAMILIES if family.owns(tensors.keys()))
+    for family in FAMILIES:
+        if family.owns(tensors.keys()):
+            return family
+    raise CheckpointError(
+        "no family of models here recognises the names of the tensors: is a part of miniclip missing?"
+    )
 
 
 def openclip_readers() -> Readers:
