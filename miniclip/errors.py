@@ -18,6 +18,10 @@ class MissingExtraError(MiniclipError, ImportError):
     """A package of an optional extra is not installed; the message names the extra."""
 
 
+class MiniclipWarning(UserWarning):
+    """Something that the user should know about the result; the work goes on."""
+
+
 def require(module: str, extra: str, purpose: str) -> ModuleType:
     """Import a package that comes with an optional extra.
 

@@ -12,7 +12,7 @@ import os
 import sys
 from importlib import import_module
 
-from miniclip.commands.output import complain, survive_any_character
+from miniclip.commands.output import complain, show_warnings, survive_any_character
 from miniclip.errors import MiniclipError, UsageError
 
 COMMANDS = {
@@ -37,6 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     nothing could be done; 130 if the user interrupted it."""
     arguments = sys.argv[1:] if arguments is None else arguments
     survive_any_character()
+    show_warnings()
     try:
         options = _parser(next((word for word in arguments if word in COMMANDS), None)).parse_args(arguments)
         return options.run(options)

@@ -25,7 +25,10 @@ DATASET = (
     "and captions, the name first; or a folder of CLASS NAME/PICTURE"
 )
 TEMPLATE = f"a prompt with {{}} for the name, or {', '.join(TEMPLATES)}; may be repeated (default: {{}})"
-CLASSES = "names to choose from: imagenet, a .txt of lines, or a DATASET; may be repeated (default: the data set's)"
+CLASSES = (
+    "names to choose from: imagenet, imagenet-a or imagenet-r, a .txt of lines, or a DATASET; may be repeated "
+    "(default: the data set's)"
+)
 TASK = "may be repeated (default: zero-shot, and for a list of captions also retrieval)"
 TRAIN = "pictures to learn from (default: the training split, or half of the pictures of each class)"
 OUT = "write report.json, and draw answers, mistakes, the confusion matrix and few-shot curves into DIR"

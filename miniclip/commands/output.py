@@ -6,9 +6,11 @@ import io
 import json
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+from miniclip.errors import MiniclipWarning
 from miniclip.io import printable
 
 
@@ -17,6 +19,16 @@ def survive_any_character() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def show_warnings() -> None:
+    """From now on print warnings of miniclip's own as messages, without the place in the code."""
+    others = warnings.showwarning
+
+    def show(message, category, *where):
+        complain(f"note: {message}") if issubclass(category, MiniclipWarning) else others(message, category, *where)
+
+    warnings.showwarning = show
 
 
 def show(text: str) -> None:

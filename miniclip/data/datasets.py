@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import gzip
-import re
+import warnings
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from miniclip.data.cifar import CIFAR10, CIFAR100, Cifar, download_cifar, read_cifar
+from miniclip.data.imagenet import SETS, imagenet_classes, look_like_ids, names_of_folders
 from miniclip.data.lists import DataError, Example, read_examples
 from miniclip.data.mnist import download_mnist, read_mnist
 from miniclip.data.sample import read_sample
+from miniclip.errors import MiniclipWarning
 from miniclip.weights.download import DownloadError
 
 PUBLISHED = {"cifar10": CIFAR10, "cifar100": CIFAR100, "mnist": None}
 NAMES = ("sample", *PUBLISHED)
 SPLITS = ("train", "test")
 ROOT = "~/.cache/miniclip"  # where published data sets are kept
-IMAGENET_CLASSES = Path(__file__).with_name("imagenet_classes.txt.gz")
 
 
 def read_dataset(
@@ -27,15 +27,21 @@ def read_dataset(
 ) -> list[Example]:
     """Read a data set; of an example's captions the first is the name of its class.
 
-    spec: "sample", the 240 drawings that ship; "cifar10", "cifar100" or "mnist", of which `split`, "train" or "test",
-    is read from `root`, where it is as its authors publish it, after it was downloaded, if need be and `download` says
-    so. Or a path: of a .json, .jsonl or .csv list (see `miniclip.data.batches`), or of a folder of one folder a class,
-    as torchvision's ImageFolder reads them, the class named as its folder with spaces for underscores, or, if there are
-    ImageNet's thousand (n01440764, ...), as OpenAI worded them. There every file below is taken for a picture, but for
-    hidden ones; no picture of a list or folder is opened.
+    spec: one of
+        "sample"    the 240 drawings that come with miniclip
+        "cifar10", "cifar100", "mnist"    as their authors publish them, in `root`; `split` is "train" or "test".
+                    With `download` they are downloaded if they are missing
+        a path      of a .json, .jsonl or .csv list (see `miniclip.data.lists`), or of a folder with one folder for each
+                    class, as torchvision's ImageFolder reads them. Every file in it is taken for a picture, except
+                    hidden ones. The name of a class is that of its folder, with spaces for underscores. Folders that
+                    are ImageNet's ids or labels are named as OpenAI worded the classes (see `data.imagenet`)
+    No picture of a list or folder is opened.
 
-    root: the folder that holds cifar-10-batches-py, cifar-100-python or mnist (also torchvision's MNIST/raw), or is it;
-    ROOT by default. DataError for whatever can't be read, DownloadError for what can't be had.
+    root: the folder that holds cifar-10-batches-py, cifar-100-python or mnist (also torchvision's MNIST/raw), or one of
+    these folders; ROOT by default.
+
+    DataError for what can't be read, DownloadError for a failed download. A MiniclipWarning says which folders were
+    named in OpenAI's wording, and warns of names that look like ids.
     """
     if split not in SPLITS:
         raise DataError(f"the split is {split!r}; expected train or test")
@@ -46,25 +52,38 @@ def read_dataset(
     if spec == "sample":
         return read_sample()
     path = Path(spec)
-    if not path.is_dir():
-        try:
-            return read_examples(path)
-        except (OSError, ValueError) as error:
-            raise DataError(f"not a data set: {error}; expected {', '.join(NAMES)}, or a path") from error
+    examples = _read_folder(path) if path.is_dir() else _read_list(path)
+    _warn_of_ids(class_names(examples), path)
+    return examples
+
+
+def _warn_of_ids(names: list[str], path: Path) -> None:
+    if look_like_ids(names):
+        text = f"the classes of {path} look like ids ({', '.join(names[:3])}, ...)"
+        warnings.warn(f"{text}: name them in words, as ids are no prompts that a model knows", MiniclipWarning, 3)
+
+
+def _read_list(path: Path) -> list[Example]:
+    try:
+        return read_examples(path)
+    except (OSError, ValueError) as error:
+        raise DataError(f"not a data set: {error}; expected {', '.join(NAMES)}, or a path") from error
+
+
+def _read_folder(path: Path) -> list[Example]:
     files = [file for file in sorted(path.glob("*/**/*")) if file.is_file()]
     visible = [file for file in files if not any(part.startswith(".") for part in file.relative_to(path).parts)]
     if not visible:
         raise DataError(f"{path} holds no pictures; expected {path}/CLASS NAME/PICTURE, or a .json list")
     folders = [file.relative_to(path).parts[0] for file in visible]
-    names = _folder_names(sorted(set(folders)))
+    names = names_of_folders(set(folders))
+    if names:
+        first = folders[0]
+        wording = f"its {len(names)} folders are ImageNet's classes, in OpenAI's wording: {first} is {names[first]!r}"
+        warnings.warn(f"{path}: {wording}", MiniclipWarning, stacklevel=3)
+    else:
+        names = {folder: folder.replace("_", " ") for folder in folders}
     return [Example(file, (names[folder],)) for file, folder in zip(visible, folders, strict=True)]
-
-
-def _folder_names(folders: list[str]) -> dict[str, str]:
-    """What the classes are called whose folders these are. ImageNet's labels number its folders in sorted order."""
-    if len(folders) == 1000 and all(re.fullmatch(r"n\d{8}", folder) for folder in folders):
-        return dict(zip(folders, imagenet_classes(), strict=True))
-    return {folder: folder.replace("_", " ") for folder in folders}
 
 
 def _read_published(name: str, root: Path, download: bool, split: str) -> list[Example]:
@@ -105,25 +124,17 @@ def _mnist(root: Path, download: bool, split: str) -> list[Example]:
 def read_classes(*specs: str | Path) -> list[str]:
     """The names of classes, each once: the lines of a .txt file, or what the pictures of a data set are called.
 
-    "imagenet": see `imagenet_classes`. Of several, the names that are in all of them, in the order of the first.
+    specs: also "imagenet", "imagenet-a" and "imagenet-r", see `imagenet_classes`. Several specs: the names that all of
+    them have, in the order of the first.
     """
     first, *others = (_classes(spec) for spec in specs)
     shared = set(first).intersection(*others)
     return [name for name in dict.fromkeys(first) if name in shared]
 
 
-def imagenet_classes() -> list[str]:
-    """ImageNet's 1,000 classes as OpenAI worded them, in the order of their labels.
-
-    Two names occur twice, "missile" (657, 744) and "sunglasses" (836, 837): as names they are 998 classes, and what
-    tells such two apart by their labels is up to 0.2% lower.
-    """
-    return gzip.decompress(IMAGENET_CLASSES.read_bytes()).decode().splitlines()
-
-
 def _classes(spec: str | Path) -> list[str]:
-    if str(spec) == "imagenet":
-        return imagenet_classes()
+    if str(spec) in SETS:
+        return imagenet_classes(str(spec))
     path = Path(spec)
     if path.suffix != ".txt":
         return class_names(read_dataset(spec))
@@ -131,7 +142,9 @@ def _classes(spec: str | Path) -> list[str]:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise DataError(f"can't read the classes in {path}: {error}") from error
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    names = [line.strip() for line in text.splitlines() if line.strip()]
+    _warn_of_ids(names, path)
+    return names
 
 
 def class_names(examples: list[Example]) -> list[str]:

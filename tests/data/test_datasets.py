@@ -8,6 +8,7 @@ import io
 import struct
 import tarfile
 import threading
+import warnings
 import zipfile
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
@@ -16,10 +17,11 @@ import pytest
 from PIL import Image
 from test_training_cifar import Python2Pickler, write_cifar
 
-from miniclip.data import cifar, datasets, mnist
+from miniclip.data import cifar, datasets, imagenet, mnist
 from miniclip.data.datasets import read_classes, read_dataset
 from miniclip.data.lists import DataError, read_examples
 from miniclip.data.sample import FILE, KINDS, make_sample, read_sample
+from miniclip.errors import MiniclipWarning
 from miniclip.preprocess import open_image
 from miniclip.weights.download import DownloadError
 
@@ -225,10 +227,64 @@ def test_imagenets_classes_are_openais():
 
 
 def test_a_folder_of_imagenets_thousand_is_named_in_words(tmp_path):
-    for number in range(1000):
-        (tmp_path / f"n{number:08}").mkdir()
-        (tmp_path / f"n{number:08}" / "a.JPEG").touch()
-    examples = read_dataset(tmp_path)
+    ids = [identifier for identifier, _, _ in imagenet._rows()]
+    folders_of(tmp_path, ids)
+    with pytest.warns(MiniclipWarning, match="1000 folders are ImageNet's classes.*n01440764 is 'tench'"):
+        examples = read_dataset(tmp_path)
     assert [example.captions[0] for example in examples] == datasets.imagenet_classes()
-    (tmp_path / "n00000000" / "a.JPEG").unlink()
-    assert read_dataset(tmp_path)[0].captions == ("n00000001",)  # 999: who knows which
+
+
+def folders_of(path, names) -> None:
+    for name in names:
+        (path / name).mkdir()
+        (path / name / "a.JPEG").touch()
+
+
+def test_a_part_of_imagenets_folders_is_named_in_words(tmp_path):
+    """As ImageNet-A and ImageNet-R have them, which share the goldfish but not the tench or the African elephant."""
+    folders_of(tmp_path, ["n02504458", "n01443537"])
+    with pytest.warns(MiniclipWarning, match="2 folders are ImageNet's classes, in OpenAI's wording"):
+        examples = read_dataset(tmp_path)
+    assert [example.captions for example in examples] == [("goldfish",), ("African bush elephant",)]
+    few = {name: set(read_classes(name)) for name in ("imagenet", "imagenet-a", "imagenet-r")}
+    assert {name: len(names) for name, names in few.items()} == {"imagenet": 998, "imagenet-a": 200, "imagenet-r": 200}
+    assert few["imagenet-a"] | few["imagenet-r"] < few["imagenet"] and few["imagenet-a"] != few["imagenet-r"]
+    assert "goldfish" in few["imagenet-r"] - few["imagenet-a"] and "tench" not in few["imagenet-a"] | few["imagenet-r"]
+
+
+def test_imagenet_v2s_labels_are_numbers_not_places_in_an_alphabet(tmp_path):
+    folders_of(tmp_path, map(str, range(1000)))
+    with pytest.warns(MiniclipWarning, match="1000 folders"):
+        examples = read_dataset(tmp_path)
+    named = {example.image.parent.name: example.captions[0] for example in examples}
+    assert named["2"] == "great white shark" and named["10"] == datasets.imagenet_classes()[10]
+
+
+@pytest.mark.parametrize("names", [["n00007846", "cat"], ["207", "208"], [str(i) for i in range(11)]])
+def test_names_that_look_like_ids_are_warned_of(tmp_path, names):
+    folders_of(tmp_path, names)
+    with pytest.warns(MiniclipWarning, match="look like ids"):
+        assert {example.captions[0] for example in read_dataset(tmp_path)} == set(names)
+    (tmp_path / "classes.txt").write_text("\n".join(names))
+    with pytest.warns(MiniclipWarning, match="look like ids"):
+        read_classes(tmp_path / "classes.txt")
+
+
+@pytest.mark.parametrize("names", [["cat", "dog"], [str(i) for i in range(10)], ["apollo 11", "n1"]])
+def test_words_and_digits_are_not(tmp_path, names):
+    folders_of(tmp_path, names)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert [example.captions[0] for example in read_dataset(tmp_path)] == sorted(names)
+
+
+def test_the_subsets_are_those_of_their_authors():
+    """The ids in hendrycks/imagenet-r and hendrycks/natural-adv-examples, eval.py, by SHA-256 of the sorted lines."""
+    ids = {letter: sorted(row[0] for row in imagenet._rows() if letter in row[2]) for letter in ("", "A", "R")}
+    digests = {letter: hashlib.sha256("\n".join(lines).encode()).hexdigest() for letter, lines in ids.items()}
+    assert digests == {
+        "": "385e0240499426c022b773be1ae4da780f057b89c9694c7f47199f62746b6edd",
+        "A": "f6aa4b23244554d9b864fd715ae20048f6a9686388911b2dfbf1ada01bf0f520",
+        "R": "e19a59d84e3746fafd34d2ccf6ae604a44e9a0500a596f343c878a89e30ce624",
+    }
+    assert [row[0] for row in imagenet._rows()] == ids[""]  # the labels number the ids in sorted order
