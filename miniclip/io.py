@@ -7,18 +7,20 @@ processes left is deleted when the same file is next written.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import re
 import shutil
 import socket
+import stat
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from miniclip.errors import MiniclipError
 
@@ -142,6 +144,16 @@ def printable(name: str) -> str:
     """A file name, or any text, in one line: characters that control a terminal, and bytes that are not UTF-8, become
     escapes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in name)
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """Open a file to read its bytes. OSError also for a folder, and for a pipe or device, which might never end."""
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is a folder" if stat.S_ISDIR(mode) else "it is not a regular file", str(path))
+    return os.fdopen(descriptor, "rb")
 
 
 def sha256_of(path: str | Path) -> str:

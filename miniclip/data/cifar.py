@@ -1,9 +1,11 @@
-"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009) as their author publishes them: Python 2 pickles, read without running what
-is in them."""
+"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009) as their author publishes them, which is as pickles of Python 2, or pickled
+again by Python 3. Nothing in them is run."""
 
 from __future__ import annotations
 
+import io
 import pickle
+import pickletools
 import tarfile
 from pathlib import Path
 from typing import NamedTuple
@@ -13,9 +15,12 @@ import torch
 
 from miniclip.data.batches import Pictures
 from miniclip.data.lists import Example
+from miniclip.data.text import DataError
+from miniclip.io import open_regular
 from miniclip.weights.download import fetch
 
 SIDE = 32  # pixels
+MAX_BYTES = 1 << 28  # of a file; CIFAR-100's largest has 155,249,918
 FOLDER = "cifar-10-batches-py"  # as the archive calls it
 PARTS = {"train": tuple(f"data_batch_{number}" for number in range(1, 6)), "test": ("test_batch",)}
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -71,7 +76,9 @@ CIFAR100 = Cifar(
 
 
 class _DType:
-    def __init__(self, code: bytes, *_: object):
+    """A pickled numpy.dtype, of which only the code is kept."""
+
+    def __init__(self, code: bytes | str, *_: object):
         self.code = code
 
     def __setstate__(self, state: tuple) -> None:
@@ -79,34 +86,62 @@ class _DType:
 
 
 class _Array:
-    """What a pickled array says of itself, nothing of it checked."""
+    """A pickled numpy.ndarray, as the pickle describes it. NumPy itself interprets nothing."""
 
     def __setstate__(self, state: tuple) -> None:
         _version, _shape, self.dtype, self.is_fortran, self.data = state
 
 
-class _ArraysOnly(pickle.Unpickler):
-    """An unpickler for NumPy arrays in plain containers, that refuses whatever else a pickle may call.
+def _frombuffer(data: bytes, dtype: _DType, shape: tuple, order: str) -> _Array:
+    array = _Array()
+    array.__setstate__((1, shape, dtype, order != "C", data))
+    return array
 
-    The arrays come as descriptions: NumPy itself is not given anything to interpret.
+
+class _ArraysOnly(pickle.Unpickler):
+    """Reads NumPy arrays in plain containers, and refuses whatever else a pickle may name or do.
+
+    Memory and time are proportional to the size of the data: of the opcodes only OPCODES are taken, because others
+    reserve memory that the data only announces, or make keys of a dict that all have one hash.
     """
 
-    ALLOWED = {  # noqa: RUF012
-        ("numpy.core.multiarray", "_reconstruct"): lambda *_: _Array(),  # as NumPy 1 called the module
-        ("numpy", "ndarray"): _Array,
-        ("numpy", "dtype"): _DType,
-    }
+    OPCODES = (
+        *("PROTO", "FRAME", "STOP", "MARK", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2"),
+        *("SHORT_BINSTRING", "BINSTRING", "SHORT_BINBYTES", "BINBYTES", "BINBYTES8", "BYTEARRAY8"),
+        *("SHORT_BINUNICODE", "BINUNICODE", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"),
+        *("EMPTY_LIST", "APPEND", "APPENDS", "EMPTY_DICT", "SETITEM", "SETITEMS"),
+        *("BINPUT", "LONG_BINPUT", "MEMOIZE", "BINGET", "LONG_BINGET", "GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD"),
+    )
+
+    def __init__(self, data: bytes):
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
+            if opcode.name not in self.OPCODES or (opcode.name.endswith("BINPUT") and argument > 2 * count):
+                raise pickle.UnpicklingError(f"refused the pickle opcode {opcode.name}, which no file of CIFAR needs")
+        super().__init__(io.BytesIO(data), encoding="bytes")
+        self.room = len(data)
+        # Functions of this reader's own, because a pickle may set attributes of what it names.
+        self.allowed = {"numpy": {"ndarray": _Array, "dtype": _DType}, "_codecs": {"encode": self._encode}}
+        for core in ("numpy.core", "numpy._core"):  # as NumPy 1 and 2 call it
+            self.allowed[f"{core}.multiarray"] = {"_reconstruct": lambda *_: _Array()}
+            self.allowed[f"{core}.numeric"] = {"_frombuffer": lambda *state: _frombuffer(*state)}
 
     def find_class(self, module: str, name: str) -> object:
-        if (module, name) not in self.ALLOWED:
-            raise pickle.UnpicklingError(f"it wants {module}.{name}, which no file of CIFAR needs")
-        return self.ALLOWED[module, name]
+        if name not in self.allowed.get(module, {}):
+            raise pickle.UnpicklingError(f"it names {module}.{name}, which no file of CIFAR needs")
+        return self.allowed[module][name]
+
+    def _encode(self, text: str, encoding: str) -> bytes:
+        """How Python 3 writes bytes in Python 2's pickles."""
+        self.room -= len(text)
+        if encoding != "latin1" or self.room < 0:
+            raise pickle.UnpicklingError("it encodes more text than it has, or not as Latin-1")
+        return text.encode("latin1")
 
 
 def read_cifar(folder: Path, split: str, cifar: Cifar = CIFAR10) -> tuple[np.ndarray, list[str]]:
     """The pixels of a split, "train" or "test", uint8 [N, 3, 32, 32], and the name of each picture's class.
 
-    Raises FileNotFoundError where a file is missing, and ValueError, naming the file, where one is not CIFAR's.
+    DataError for a file that is missing or is not CIFAR's.
     """
     pixels, labels = zip(*(_read_part(folder / part, cifar) for part in cifar.parts[split]), strict=True)
     classes = list(cifar.categories)
@@ -123,20 +158,28 @@ def read_cifar10(folder: Path, split: str) -> Pictures:
 
 def _read_part(path: Path, cifar: Cifar) -> tuple[np.ndarray, list[int]]:
     """Returns (uint8 [N, 3, 32, 32], N labels)."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; --download gets {cifar.title}")
-    with path.open("rb") as file:
-        try:
-            part = _ArraysOnly(file, encoding="bytes").load()
-            array, labels = part[b"data"], part[cifar.labels.encode()]
-            if array.dtype.code != b"u1" or array.is_fortran:
-                raise ValueError("its pixels are not bytes, row by row")
-            if not all(type(label) is int and 0 <= label < len(cifar.categories) for label in labels):
-                raise ValueError(f"its labels are not numbers of {len(cifar.categories)} classes")
-            return np.frombuffer(array.data, np.uint8).reshape(len(labels), 3, SIDE, SIDE), labels
-        except Exception as error:  # a damaged pickle makes the unpickler raise anything
-            fault = f"{path} is not a file of {cifar.title}: {error}"
-            raise ValueError(f"{fault}; get it again from {cifar.url}") from error
+    if not path.exists():
+        raise DataError(f"{path} is missing; --download gets {cifar.title}")
+    try:
+        with open_regular(path) as file:
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise ValueError(f"it has more than {MAX_BYTES:,} bytes")
+        part = {_name(key): value for key, value in _ArraysOnly(data).load().items()}
+        array, labels = part["data"], part[cifar.labels]
+        if _name(array.dtype.code) != "u1" or array.is_fortran:
+            raise ValueError("its pixels are not bytes, row by row")
+        if not all(type(label) is int and 0 <= label < len(cifar.categories) for label in labels):
+            raise ValueError(f"its labels are not numbers of {len(cifar.categories)} classes")
+        return np.frombuffer(array.data, np.uint8).reshape(len(labels), 3, SIDE, SIDE), labels
+    except Exception as error:  # a damaged pickle makes the unpickler raise anything
+        fault = f"{path} is not a file of {cifar.title}: {error!s:.300}"
+        raise DataError(f"{fault}; get it again from {cifar.url}") from error
+
+
+def _name(key: object) -> str:
+    """A name that Python 2 or 3 wrote."""
+    return key.decode("latin1") if isinstance(key, bytes) else str(key)
 
 
 def download_cifar(folder: Path, cifar: Cifar) -> None:
@@ -144,7 +187,7 @@ def download_cifar(folder: Path, cifar: Cifar) -> None:
     if all((folder / part).is_file() for parts in cifar.parts.values() for part in parts):
         return
     if folder.name != cifar.folder:
-        raise ValueError(f"{cifar.title} comes as a folder {cifar.folder}, and can't be downloaded to {folder}")
+        raise DataError(f"{cifar.title} comes as a folder {cifar.folder}, and can't be downloaded to {folder}")
     archive = fetch(cifar.url, folder.parent / Path(cifar.url).name, cifar.sha256)
     with tarfile.open(archive) as tar:
         tar.extractall(folder.parent, filter="data")

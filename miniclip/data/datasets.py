@@ -10,11 +10,12 @@ from PIL import Image
 
 from miniclip.data.cifar import CIFAR10, CIFAR100, Cifar, download_cifar, read_cifar
 from miniclip.data.imagenet import SETS, imagenet_classes, look_like_ids, names_of_folders
-from miniclip.data.lists import DataError, Example, read_examples
+from miniclip.data.lists import Example, read_examples
 from miniclip.data.mnist import download_mnist, read_mnist
+from miniclip.data.pictures import scan
 from miniclip.data.sample import read_sample
+from miniclip.data.text import DataError, read_lines
 from miniclip.errors import MiniclipWarning
-from miniclip.weights.download import DownloadError
 
 PUBLISHED = {"cifar10": CIFAR10, "cifar100": CIFAR100, "mnist": None}
 NAMES = ("sample", *PUBLISHED)
@@ -32,9 +33,9 @@ def read_dataset(
         "cifar10", "cifar100", "mnist"    as their authors publish them, in `root`; `split` is "train" or "test".
                     With `download` they are downloaded if they are missing
         a path      of a .json, .jsonl or .csv list (see `miniclip.data.lists`), or of a folder with one folder for each
-                    class, as torchvision's ImageFolder reads them. Every file in it is taken for a picture, except
-                    hidden ones. The name of a class is that of its folder, with spaces for underscores. Folders that
-                    are ImageNet's ids or labels are named as OpenAI worded the classes (see `data.imagenet`)
+                    class, as torchvision's ImageFolder reads them (which files are pictures: `miniclip.data.pictures`).
+                    The name of a class is that of its folder, with spaces for underscores. Folders that are ImageNet's
+                    ids or labels are named as OpenAI worded the classes (see `data.imagenet`)
     No picture of a list or folder is opened.
 
     root: the folder that holds cifar-10-batches-py, cifar-100-python or mnist (also torchvision's MNIST/raw), or one of
@@ -51,8 +52,10 @@ def read_dataset(
         raise DataError(f"{spec} has no split {split!r}; only {', '.join(PUBLISHED)} have")
     if spec == "sample":
         return read_sample()
-    path = Path(spec)
-    examples = _read_folder(path) if path.is_dir() else _read_list(path)
+    path = Path(spec).expanduser()
+    if not path.exists():
+        raise DataError(f"{spec} is not a data set; expected {', '.join(NAMES)}, or the path of a list or folder")
+    examples = read_folder(path) if path.is_dir() else read_examples(path)
     _warn_of_ids(class_names(examples), path)
     return examples
 
@@ -63,36 +66,31 @@ def _warn_of_ids(names: list[str], path: Path) -> None:
         warnings.warn(f"{text}: name them in words, as ids are no prompts that a model knows", MiniclipWarning, 3)
 
 
-def _read_list(path: Path) -> list[Example]:
-    try:
-        return read_examples(path)
-    except (OSError, ValueError) as error:
-        raise DataError(f"not a data set: {error}; expected {', '.join(NAMES)}, or a path") from error
-
-
-def _read_folder(path: Path) -> list[Example]:
-    files = [file for file in sorted(path.glob("*/**/*")) if file.is_file()]
-    visible = [file for file in files if not any(part.startswith(".") for part in file.relative_to(path).parts)]
-    if not visible:
-        raise DataError(f"{path} holds no pictures; expected {path}/CLASS NAME/PICTURE, or a .json list")
-    folders = [file.relative_to(path).parts[0] for file in visible]
-    names = names_of_folders(set(folders))
+def read_folder(path: Path) -> list[Example]:
+    """The pictures in a folder with one folder for each class, as of `read_dataset`; what is left out is warned of."""
+    found = scan([path])
+    folders = {Path(file): Path(file).relative_to(path).parts for file in found.pictures}
+    folders = {file: parts[0] for file, parts in folders.items() if len(parts) > 1}
+    reasons = "; ".join(filter(None, [*found.faults.values(), found.summary()]))
+    if not folders:
+        raise DataError(f"{path} has no pictures; expected {path}/CLASS NAME/PICTURE, or a .json list. {reasons:.500}")
+    if reasons:
+        warnings.warn(f"{path}: {reasons:.500}", MiniclipWarning, stacklevel=3)
+    names = names_of_folders(set(folders.values()))
     if names:
-        first = folders[0]
+        first = next(iter(folders.values()))
         wording = f"its {len(names)} folders are ImageNet's classes, in OpenAI's wording: {first} is {names[first]!r}"
         warnings.warn(f"{path}: {wording}", MiniclipWarning, stacklevel=3)
     else:
-        names = {folder: folder.replace("_", " ") for folder in folders}
-    return [Example(file, (names[folder],)) for file, folder in zip(visible, folders, strict=True)]
+        names = {folder: folder.replace("_", " ") for folder in folders.values()}
+    return [Example(file, (names[folder],)) for file, folder in folders.items()]
 
 
 def _read_published(name: str, root: Path, download: bool, split: str) -> list[Example]:
     cifar = PUBLISHED[name]
     try:
         return _cifar(name, cifar, root, download, split) if cifar else _mnist(root, download, split)
-    except DownloadError:
-        raise
-    except (OSError, ValueError) as error:
+    except DataError as error:
         hint = "" if download else f"; --data-root says where it is, if not in {root}"
         raise DataError(f"{error}{hint}") from error
 
@@ -138,11 +136,7 @@ def _classes(spec: str | Path) -> list[str]:
     path = Path(spec)
     if path.suffix != ".txt":
         return class_names(read_dataset(spec))
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise DataError(f"can't read the classes in {path}: {error}") from error
-    names = [line.strip() for line in text.splitlines() if line.strip()]
+    names = [line for line in read_lines(path) if line]
     _warn_of_ids(names, path)
     return names
 

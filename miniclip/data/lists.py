@@ -9,19 +9,15 @@ caption or captions, the first of them its name; a "category", one for many name
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
-from miniclip.errors import MiniclipError
+from miniclip.data.text import DataError, read_csv, read_json, read_jsonl
 
-
-class DataError(MiniclipError, ValueError):
-    """A data set, a list of classes or a template that can't be used; the message says what to do."""
+__all__ = ["DataError", "Example", "captions_of", "existing", "read_examples"]
 
 
 @dataclass(frozen=True)
@@ -42,45 +38,51 @@ class Example:
         return self.source or str(self.image)
 
 
-def read_examples(path: Path) -> list[Example]:
+def read_examples(path: str | Path) -> list[Example]:
     """Read a .json, .jsonl or .csv list. An image that is listed several times has all those captions.
 
-    Raises ValueError for what is no such list, naming the row; FileNotFoundError if there is none.
+    DataError for a file that is not such a list, with the line or row that is wrong.
     """
+    path = Path(path).expanduser()
     captions: dict[Path, list[str]] = {}
     categories: dict[Path, str | None] = {}
-    for number, row in _rows(path):
-        image, texts, category = row.get("image"), row.get("captions", row.get("caption")), row.get("category") or None
-        texts = [texts] if isinstance(texts, str) else texts
-        has_texts = isinstance(texts, list) and texts and all(isinstance(text, str) for text in texts)
-        if not (has_texts and isinstance(image, str) and isinstance(category, str | None)):
-            raise ValueError(
-                f'{path}, row {number}: got {str(row)[:200]}; expected "image", a path, and "caption" or "captions"'
+    for place, row in _rows(path):
+        image, texts, category = row.get("image"), captions_of(row), row.get("category") or None
+        if not (texts and isinstance(image, str) and image and isinstance(category, str | None)):
+            raise DataError(
+                f'{path}, {place}: got {row!s:.200}; expected "image", a path, and "caption" or "captions", none empty'
             )
         captions.setdefault(path.parent / image, []).extend(texts)
         categories.setdefault(path.parent / image, category)
     if not captions:
-        raise ValueError(f"{path} lists no pictures")
+        raise DataError(f"{path} lists no pictures")
     return [Example(image, tuple(dict.fromkeys(texts)), categories[image]) for image, texts in captions.items()]
 
 
-def _rows(path: Path) -> Iterator[tuple[int, dict]]:
-    """The rows of a list file, numbered from 1."""
-    with path.open(encoding="utf-8", newline="") as file:
-        try:
-            if path.suffix == ".csv":
-                rows = list(csv.DictReader(file))
-            elif path.suffix == ".jsonl":
-                rows = [json.loads(line) for line in file if line.strip()]
-            elif path.suffix == ".json":
-                rows = json.load(file)
-            else:
-                raise ValueError(f"{path} is no list of pictures; expected .json, .jsonl or .csv")
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}: {error}") from error
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise ValueError(f"{path} holds no list of objects")
-    yield from enumerate(rows, start=1)
+def _rows(path: Path) -> Iterator[tuple[str, dict]]:
+    """The rows of a list file, each with its place."""
+    readers = {".json": _read_json_list, ".jsonl": read_jsonl, ".csv": read_csv}
+    if path.suffix not in readers:
+        raise DataError(f"{path} is not a list of pictures; expected a name that ends in {', '.join(readers)}")
+    unit = "row" if path.suffix == ".json" else "line"
+    for number, row in readers[path.suffix](path):
+        if not isinstance(row, dict):
+            expected = 'objects like {"image": "a.jpg", "caption": "a dog"}'
+            raise DataError(f"{path}, {unit} {number}: got {row!s:.200}; expected a list of {expected}")
+        yield f"{unit} {number}", row
+
+
+def _read_json_list(path: Path) -> Iterator[tuple[int, object]]:
+    values = read_json(path)
+    return enumerate(values if isinstance(values, list) else [str(values)], start=1)
+
+
+def captions_of(fields: dict) -> tuple[str, ...]:
+    """What an object has as "captions", a list, or as "caption"; empty unless all are texts that are not blank."""
+    texts = fields.get("captions", fields.get("caption"))
+    texts = [texts] if isinstance(texts, str) else texts
+    usable = isinstance(texts, list) and all(isinstance(text, str) and text.strip() for text in texts)
+    return tuple(texts) if usable else ()
 
 
 def existing(examples: list[Example]) -> tuple[list[Example], list[str]]:

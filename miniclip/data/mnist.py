@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from miniclip.data.text import DataError
 from miniclip.weights.download import fetch
 
 URL = "https://storage.googleapis.com/cvdf-datasets/mnist"  # a copy; the authors' own server no longer gives them out
@@ -28,12 +29,12 @@ MAX_BYTES = 1 << 26  # MNIST's largest file has 47,040,016
 def read_mnist(folder: Path, split: str) -> tuple[np.ndarray, list[int]]:
     """The digits of a split, "train" or "test", uint8 [N, 28, 28], white on black, and which digits they are.
 
-    Raises FileNotFoundError where a file is missing, and ValueError, naming the file, where one is not MNIST's.
+    DataError for a file that is missing or is not MNIST's.
     """
     images = _read_idx(folder, f"{PREFIX[split]}-images-idx3-ubyte", 3)
     labels = _read_idx(folder, f"{PREFIX[split]}-labels-idx1-ubyte", 1).tolist()
     if images.shape[1:] != (28, 28) or len(images) != len(labels) or not all(label < 10 for label in labels):
-        raise ValueError(
+        raise DataError(
             f"{folder} holds no digits of MNIST: got images of shape {images.shape} and {len(labels)} labels up to "
             f"{max(labels, default=0)}; expected N of 28 x 28, and N labels up to 9"
         )
@@ -43,7 +44,7 @@ def read_mnist(folder: Path, split: str) -> tuple[np.ndarray, list[int]]:
 def _read_idx(folder: Path, name: str, dimensions: int) -> np.ndarray:
     path = next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
     if path is None:
-        raise FileNotFoundError(f"{folder / name}(.gz) is missing; --download gets MNIST")
+        raise DataError(f"{folder / name}(.gz) is missing; --download gets MNIST")
     try:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
             data = file.read(MAX_BYTES + 1)
@@ -53,7 +54,7 @@ def _read_idx(folder: Path, name: str, dimensions: int) -> np.ndarray:
             raise ValueError(f"it begins with {magic}, {shape}")
         return values.reshape(shape)
     except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
-        raise ValueError(f"{path} is not a file of MNIST: {error}; delete it, and get it again from {URL}") from error
+        raise DataError(f"{path} is not a file of MNIST: {error}; delete it, and get it again from {URL}") from error
 
 
 def download_mnist(folder: Path) -> None:

@@ -49,11 +49,11 @@ def test_all_three_kinds_of_list_say_the_same(tmp_path, suffix):
         ("x.json", '[{"image": "a.png", "caption": "a"}, {"image": "a.png", "captions": []}]', "row 2"),
         ("x.json", '[{"image": "a.png", "captions": [1]}]', "row 1"),
         ("x.json", '[{"image": 3, "caption": "a"}]', "row 1"),
-        ("x.json", '{"image": "a.png", "caption": "a"}', "no list of objects"),
-        ("x.json", "[", "x.json: Expecting"),
+        ("x.json", '{"image": "a.png", "caption": "a"}', "row 1: .*expected a list of objects"),
+        ("x.json", "[", "x.json is not JSON: Expecting"),
         ("x.json", "[]", "lists no pictures"),
-        ("x.csv", "file,caption\na.png,a\n", "row 1"),
-        ("x.txt", "a.png a", "expected .json, .jsonl or .csv"),
+        ("x.csv", "file,caption\na.png,a\n", "line 2"),
+        ("x.txt", "a.png a", "ends in .json, .jsonl, .csv"),
     ],
 )
 def test_a_bad_list_is_refused(tmp_path, name, text, complaint):

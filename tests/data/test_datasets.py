@@ -155,7 +155,7 @@ def test_what_is_missing_is_said(tmp_path, name):
 
 
 def test_what_is_no_data_set_or_split_is_refused(tmp_path):
-    with pytest.raises(DataError, match=r"cifar11.*expected sample, cifar10, cifar100, mnist, or a path"):
+    with pytest.raises(DataError, match="cifar11 is not a data set; expected sample, cifar10, cifar100, mnist, or"):
         read_dataset("cifar11")
     with pytest.raises(DataError, match="'val'; expected train or test"):
         read_dataset("sample", split="val")
