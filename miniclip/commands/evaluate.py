@@ -30,6 +30,7 @@ CLASSES = (
     "(default: the data set's)"
 )
 TASK = "may be repeated (default: zero-shot, and for a list of captions also retrieval)"
+GROUP_BY = "also the accuracy for each value of a column of the list, or category; the classes stay the same"
 TRAIN = "pictures to learn from (default: the training split, or half of the pictures of each class)"
 OUT = "write report.json, and draw answers, mistakes, the confusion matrix and few-shot curves into DIR"
 
@@ -40,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--template", action="append", metavar="TEXT", help=TEMPLATE)
     parser.add_argument("--classes", action="append", metavar="FILE", help=CLASSES)
     parser.add_argument("--by", choices=("name", "category"), default="name", help="what the classes are")
+    parser.add_argument("--group-by", metavar="COLUMN", help=GROUP_BY)
     parser.add_argument("--train", metavar="DATASET", help=TRAIN)
     parser.add_argument("--cache", type=path, metavar="DIR", help="keep embeddings there, and reuse them")
     add_data(parser)
@@ -71,6 +73,7 @@ def run(options: argparse.Namespace) -> int:
     for name in models:
         model, preprocess = load_model(argparse.Namespace(**vars(options) | {"model": name}))
         settings = {"background": options.background, "train": train, "cache": options.cache, "seed": options.seed}
+        settings["group_by"] = options.group_by
         results[name] = evaluate(model, preprocess, examples, templates, classes, tasks, **settings)
     first = results[models[0]]
     if options.json:
@@ -99,6 +102,8 @@ def _check(options: argparse.Namespace, models: list[str], tasks: list[str]) -> 
         raise UsageError("--plot draws one model's answers; --out DIR draws those of several")
     if options.plot and "zero-shot" not in tasks:
         raise UsageError("--plot draws the answers of zero-shot, which --task leaves out")
+    if options.group_by and "zero-shot" not in tasks:
+        raise UsageError("--group-by groups the answers of zero-shot, which --task leaves out")
     if options.train and not set(tasks) & set(PROBES):
         raise UsageError(f"--train is for --task {' and '.join(PROBES)}; leave it out, or ask for one")
     if set(tasks) & set(PROBES):

@@ -1,16 +1,17 @@
 """Lists of pictures with captions.
 
-A list is a JSON list or JSONL of objects, or a CSV with a header, of an image's path, relative to the file, and its
-caption or captions, the first of them its name; a "category", one for many names, may be there too:
+A list is a JSON list or JSONL of objects, or a CSV with a header. Each row has an image's path, relative to the file,
+and its caption or captions, the first of them its name; it may have a "category", one for many names, and further
+columns, by which an evaluation can group the pictures:
 
     [{"image": "image_001.jpg", "caption": "a red circle on white background"},
-     {"image": "image_002.jpg", "captions": ["a dog in the snow", "winter in the park"]}]
+     {"image": "image_002.jpg", "captions": ["a dog in the snow", "winter in the park"], "camera": "old"}]
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image
@@ -19,19 +20,27 @@ from miniclip.data.text import DataError, read_csv, read_json, read_jsonl
 
 __all__ = ["DataError", "Example", "captions_of", "existing", "read_examples"]
 
+OWN = ("image", "caption", "captions", "category")  # columns with a meaning of their own
+
 
 @dataclass(frozen=True)
 class Example:
-    """A picture and what it shows. Where captions are names and keywords, the name comes first.
+    """A picture and what it shows. If the captions are names and keywords, the name comes first.
 
-    image: a file, or a picture in memory, which then has a source ("cifar10 test 17") to call it by
-    category: the kind of thing that it shows, one for many names, where the data set says so
+    image: a file, or a picture in memory, which then has a `source` ("cifar10 test 17") to name it in messages
+    category: the kind of thing that it shows, one for many names, if the data set has it
+    columns: the further columns of its row in a list, as text
     """
 
     image: Path | Image.Image
     captions: tuple[str, ...]
     category: str | None = None
     source: str = ""
+    columns: Mapping[str, str] = field(default_factory=dict, compare=False)
+
+    def column(self, name: str) -> str | None:
+        """The value of a column, "category" among them; None if there is none."""
+        return self.category if name == "category" and self.category else self.columns.get(name)
 
     @property
     def title(self) -> str:
@@ -46,6 +55,7 @@ def read_examples(path: str | Path) -> list[Example]:
     path = Path(path).expanduser()
     captions: dict[Path, list[str]] = {}
     categories: dict[Path, str | None] = {}
+    columns: dict[Path, dict[str, str]] = {}
     for place, row in _rows(path):
         image, texts, category = row.get("image"), captions_of(row), row.get("category") or None
         if not (texts and isinstance(image, str) and image and isinstance(category, str | None)):
@@ -54,9 +64,14 @@ def read_examples(path: str | Path) -> list[Example]:
             )
         captions.setdefault(path.parent / image, []).extend(texts)
         categories.setdefault(path.parent / image, category)
+        further = {key: str(value) for key, value in row.items() if key not in OWN and value not in (None, "")}
+        columns.setdefault(path.parent / image, {}).update(further)
     if not captions:
         raise DataError(f"{path} lists no pictures")
-    return [Example(image, tuple(dict.fromkeys(texts)), categories[image]) for image, texts in captions.items()]
+    return [
+        Example(image, tuple(dict.fromkeys(texts)), categories[image], columns=columns[image])
+        for image, texts in captions.items()
+    ]
 
 
 def _rows(path: Path) -> Iterator[tuple[str, dict]]:

@@ -85,8 +85,8 @@ class ZeroShotClassifier:
         cache: str | Path | None = None,
         ensemble: str = "embeddings",
     ):
-        if not isinstance(model, CLIP) and not hasattr(model, "encode_text"):
-            raise TypeError(f"expected a model, got {type(model).__name__}: model, preprocess = load({model!r:.60})")
+        if not hasattr(model, "encode_text"):
+            raise DataError(f"expected a model, got {model!r:.60}: model, preprocess = load(...)")
         classes = list(as_list(classes))
         if len(set(classes)) < len(classes):
             raise DataError("a class is given twice; expected each once")

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import torch
 from PIL import Image
 from torch import Tensor
 
-from miniclip.data.datasets import class_names
+from miniclip.data.datasets import class_names, read_dataset
 from miniclip.data.lists import DataError, Example
 from miniclip.embed import as_list, embed_texts
 from miniclip.evaluation.measures import (
@@ -19,6 +20,7 @@ from miniclip.evaluation.measures import (
     mean_reciprocal_rank,
     most_confused,
     retrieval_ranks,
+    share,
 )
 from miniclip.evaluation.probe import few_shot, linear_probe
 from miniclip.evaluation.study import Study, embed_study
@@ -34,21 +36,24 @@ FEW = 5  # the mean over classes has no interval if a class has fewer pictures
 def evaluate(
     model: CLIP,
     preprocess: Callable[[Image.Image], Tensor],
-    examples: Sequence[Example],
+    examples: Sequence[Example] | str | Path,
     templates: str | Sequence[str] = ("{}",),
-    classes: Sequence[str] | None = None,
+    classes: str | Sequence[str] | None = None,
     tasks: str | Sequence[str] = TASKS,
     background: str | None = None,
     train: Sequence[Example] = (),
     cache: str | Path | None = None,
     seed: int = 0,
+    group_by: str | None = None,
 ) -> dict:
     """Measure a model; the result is ready for JSON.
 
+    examples: the pictures, or what `read_dataset` takes: "sample", a list, a folder.
     templates: prompts with {} for the name, or names of sets of them, see `miniclip.data.templates`.
     classes: the names to choose from; None: those of the examples. Examples with another name are left out.
     tasks: of TASKS and PROBES. background, cache: see `embed_examples`; the prompts' embeddings are stored too.
     train: what the probes learn from. seed: of the bootstrap, and of the pictures that the probes draw.
+    group_by: a column of the list of pictures, or "category"; the classes stay the same.
 
         pictures, left_out   how many were measured, and how many have a name that is not in `classes`
         rejected             a line for each picture that could not be read and each caption that is too long
@@ -61,17 +66,25 @@ def evaluate(
         retrieval            captions (their number), distinct_captions, image_to_text and text_to_image, each with
                              recall@1, recall@5, recall@10 and the mean reciprocal rank, in 0..1. A caption that several
                              pictures share is right for all of them
+        groups               with group_by: by (the column), and for each of its values, pictures and the share of right
+                             answers with its interval. A difference between groups shows a bias of the model, or that
+                             the groups' pictures differ in something else
         linear_probe, few_shot   see `probe.py`
 
     DataError if no picture can be used, or a prompt can't.
     """
+    if not hasattr(model, "encode_image"):
+        raise DataError(f"expected a model, got {model!r:.60}: model, preprocess = load(...)")
     tasks = as_list(tasks)
-    classes = class_names(examples) if classes is None else list(dict.fromkeys(classes))
+    examples = read_dataset(examples) if isinstance(examples, str | Path) else examples
+    classes = class_names(examples) if classes is None else list(dict.fromkeys(as_list(classes)))
     kept = [example for example in examples if example.captions[0] in set(classes)]
     if not kept:
         raise DataError(f"none of the {len(examples)} pictures has a name among the {len(classes)} classes")
     # Before the pictures, which take longer, so that an error in a template is reported at once.
     weights = zero_shot_weights(model, classes, templates, cache) if "zero-shot" in tasks else None
+    if group_by:
+        _check_groups(kept, group_by, tasks)
 
     def embed(wanted: list[Example]) -> Study:
         return embed_study("", model, preprocess, wanted, background=background, classes=classes, cache=cache)
@@ -80,6 +93,8 @@ def evaluate(
     result = {"pictures": len(study.examples), "left_out": len(examples) - len(kept), "rejected": study.rejected}
     if weights is not None:
         result["zero_shot"] = {"templates": expand_templates(templates), **_zero_shot(study, weights, seed)}
+        if group_by:
+            result["groups"] = _groups(study, result["zero_shot"]["predictions"], group_by)
     if "retrieval" in tasks:
         result["retrieval"], too_long = _retrieval(study)
         result["rejected"] += too_long
@@ -137,6 +152,24 @@ def predictions(study: Study, predicted: Tensor, found: Tensor, probabilities: T
         }
         for example, best, probability, rank in rows
     ]
+
+
+def _check_groups(examples: Sequence[Example], column: str, tasks: Sequence[str]) -> None:
+    if "zero-shot" not in tasks:
+        raise DataError("groups are of the answers of zero-shot; add it to the tasks")
+    without = next((example for example in examples if example.column(column) is None), None)
+    if without:
+        known = sorted({*without.columns, *(["category"] if without.category else [])})
+        raise DataError(f"{without.title} has no column {column!r} to group by; it has {', '.join(known) or 'none'}")
+
+
+def _groups(study: Study, answers: list[dict], column: str) -> dict:
+    """The share of right answers for each value of a column, sorted by the value."""
+    right: dict[str, list[bool]] = {}
+    for example, answer in zip(study.examples, answers, strict=True):
+        right.setdefault(example.column(column), []).append(answer["rank"] == 1)
+    rows = {value: {"pictures": len(right[value]), **share(torch.tensor(right[value]))} for value in sorted(right)}
+    return {"by": column, "groups": rows}
 
 
 def _retrieval(study: Study) -> tuple[dict, list[str]]:

@@ -90,7 +90,8 @@ def embed_examples(
     def embed() -> tuple[dict[str, Tensor], dict[str, str]]:
         embeddings, rejected = embed_images(model, prepare, [example.image for example in examples])
         if not len(embeddings):
-            raise DataError(f"none of the {len(examples)} pictures can be read; the first: {rejected[0]}")
+            hint = "" if examples[0].source else ". A path in a list is relative to the folder of the list"
+            raise DataError(f"none of the {len(examples)} pictures can be read; the first: {rejected[0]}{hint}")
         return {"images": embeddings}, {"rejected": json.dumps(rejected)}
 
     key = _content_hash(model, f"{preprocess} {background}", examples) if cache else ""

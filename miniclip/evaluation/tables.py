@@ -35,8 +35,14 @@ def table(result: dict) -> str:
     first = f"{result['pictures']} pictures"
     if result["left_out"]:
         first += f"; {result['left_out']} left out, because their names are not among the classes"
-    parts = {"zero_shot": _zero_shot, "retrieval": _retrieval, "linear_probe": _linear_probe, "few_shot": _few_shot}
-    return "\n\n".join([first, *(describe(result[part]) for part, describe in parts.items() if part in result)])
+    parts = (
+        ("zero_shot", _zero_shot),
+        ("groups", _groups),
+        ("retrieval", _retrieval),
+        ("linear_probe", _linear_probe),
+        ("few_shot", _few_shot),
+    )
+    return "\n\n".join([first, *(describe(result[part]) for part, describe in parts if part in result)])
 
 
 def _zero_shot(figures: dict) -> str:
@@ -57,6 +63,11 @@ def _zero_shot(figures: dict) -> str:
         pairs = ", ".join(f"{one} / {other} ({count})" for one, other, count in figures["most_confused"][:HARDEST])
         lines.append(f"most confused: {pairs}")
     return "\n".join(lines)
+
+
+def _groups(figures: dict) -> str:
+    rows = [(name, row["pictures"], *percent(row)) for name, row in figures["groups"].items()]
+    return columns([figures["by"], "pictures", "accuracy", "95% interval"], rows)
 
 
 def _retrieval(figures: dict) -> str:
@@ -101,6 +112,11 @@ def comparison(results: dict[str, dict]) -> str:
     first, *others = results
     rows = list(zip(*cells.values(), strict=True))
     lines = [f"{results[first]['pictures']} pictures", "", columns(list(cells), rows)]
+    if "groups" in results[first]:
+        by, groups = results[first]["groups"].values()
+        shares = [[f"{result['groups']['groups'][x]['share']:.2%}" for x in groups] for result in results.values()]
+        cells = zip(groups, (row["pictures"] for row in groups.values()), *shares, strict=True)
+        lines += ["", columns([by, "pictures", *results], list(cells))]
     if "zero_shot" in results[first]:
         lines.append("")
         for name in others:

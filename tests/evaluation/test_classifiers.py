@@ -22,6 +22,7 @@ from miniclip.evaluation.classifiers import (
 from miniclip.evaluation.concepts import ConceptDetector, check_content, summarize_scenes
 from miniclip.preprocess import ImageError
 from miniclip.tokenizer import tokenize
+from miniclip.zero_shot import zero_shot_weights
 
 
 class Dictionary:
@@ -118,6 +119,46 @@ def test_what_makes_no_classifier_is_refused():
         ZeroShotClassifier(Dictionary(ANIMALS), ["cat", "dog", "cat"])
     with pytest.raises(DataError, match="'mean'; expected one of embeddings, logits"):
         ZeroShotClassifier(Dictionary(ANIMALS), ["cat"], ensemble="mean")
+
+
+# One for several, and what is no picture or model
+
+
+def test_one_string_or_picture_is_a_list_of_one(tiny, tmp_path):
+    model, examples, _ = tiny
+    classifier = ZeroShotClassifier(model, "dog")
+    assert classifier.classes == ["dog"] and classifier.weights.shape == (256, 1)
+    elephant = next(example.image for example in examples if example.captions[0] == "elephant")
+    elephant.save(tmp_path / "x.png")
+    classifier = ZeroShotClassifier(model, ["elephant", "pizza"], "a {} emoji")
+    for picture in (elephant, tmp_path / "x.png", str(tmp_path / "x.png")):
+        assert classifier.predict(picture) == ["elephant"]
+        assert torch.equal(classifier.scores(picture), classifier.scores([picture]))
+    assert torch.equal(zero_shot_weights(model, "dog", "a {}"), zero_shot_weights(model, ["dog"], ["a {}"]))
+    detector = ConceptDetector(model, "an elephant", "a picture of {}", "something")
+    assert detector.concepts == ["an elephant"] and detector.probabilities(elephant).shape == (1, 1)
+    (findings,) = check_content(model, elephant, {"animals": "an elephant", "food": ["a pizza"]})
+    assert [finding.concept for finding in findings] == ["an elephant", "a pizza"]
+    (summary,) = summarize_scenes(model, elephant, {"kind": "animal"}, "an elephant", "{}", threshold=0.0)
+    assert summary.aspects == {"kind": ("animal", 1.0)} and list(summary.things) == ["an elephant"]
+    (answer,) = HierarchicalClassifier(model, {"elephant": "African elephant", "pizza": []}).predict(elephant)
+    assert answer.base == "elephant" and answer.name == "African elephant"
+
+
+def test_embeddings_that_are_not_of_unit_length_are_refused(tiny):
+    model, _, embeddings = tiny
+    classifier = ZeroShotClassifier(model, ["cat", "dog"])
+    with pytest.raises(DataError, match=r"lengths from 3 to 3; expected 1.*normalize=True"):
+        classifier.predict(3 * embeddings)
+    for wrong in (embeddings[0], embeddings[:, :9], torch.zeros(2, 3, 64, 64)):
+        with pytest.raises(DataError, match=r"expected unit embeddings \[N, 256\]"):
+            classifier.scores(wrong)
+    assert torch.equal(classifier.scores(embeddings.half()), classifier.scores(embeddings.half().float()))
+
+
+def test_a_name_is_no_model():
+    with pytest.raises(DataError, match=r"expected a model, got 'tiny-ViT': model, preprocess = load"):
+        ZeroShotClassifier("tiny-ViT", ["cat"])
 
 
 # Open set

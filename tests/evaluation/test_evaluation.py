@@ -32,7 +32,8 @@ from miniclip.evaluation import (
     topk_accuracy,
     zero_shot_weights,
 )
-from miniclip.evaluation.pages import plot_confusion, plot_mistakes
+from miniclip.evaluation.measures import wilson
+from miniclip.evaluation.pages import plot_confusion, plot_few_shot, plot_mistakes
 from miniclip.evaluation.probe import few_shot
 from miniclip.evaluation.study import embed_examples, on_background
 from miniclip.evaluation.tables import comparison, difference
@@ -255,6 +256,72 @@ def test_evaluate_by_hand(colours):
     assert every_class["left_out"] == 0 and every_class["zero_shot"]["top1"] == 0.8 and "retrieval" not in every_class
 
 
+def test_a_caption_of_several_pictures_is_right_for_all_of_them(tmp_path):
+    """Three pictures of each colour under one caption, whichever its case and spaces, and a model that sees colours."""
+    rows = [
+        {"image": picture(tmp_path / f"{name}{i}.png", name), "caption": text.format(name)}
+        for name in ("red", "green", "blue")
+        for i, text in enumerate(("a {}", "A  {} ", "a {}"))
+    ]
+    (tmp_path / "colours.json").write_text(json.dumps(rows))
+    figures = evaluate(ColourModel(), mean_colour, tmp_path / "colours.json", tasks="retrieval")["retrieval"]
+    perfect = {"recall@1": 1.0, "recall@5": 1.0, "recall@10": 1.0, "mean_reciprocal_rank": 1.0}
+    assert figures == {
+        "captions": 9,
+        "distinct_captions": 3,
+        "image_to_text": perfect,
+        "text_to_image": perfect,
+    }
+    # Negative control: a model that takes green for red finds the right caption of two colours of three.
+    figures = evaluate(ColourBlindModel(), mean_colour, tmp_path / "colours.json", tasks="retrieval")["retrieval"]
+    assert figures["image_to_text"]["recall@1"] == pytest.approx(2 / 3)
+    assert figures["text_to_image"]["mean_reciprocal_rank"] < 0.6
+
+
+def test_groups_by_hand(tmp_path):
+    """Of pictures taken by the old camera one of two is right, by the new one two of two; the classes stay the same."""
+    rows = [
+        {"image": picture(tmp_path / "0.png", "red"), "caption": "red", "camera": "old", "year": 1999},
+        {"image": picture(tmp_path / "1.png", "red"), "caption": "blue", "camera": "old"},
+        {"image": picture(tmp_path / "2.png", "green"), "caption": "green", "camera": "new"},
+        {"image": picture(tmp_path / "3.png", "blue"), "caption": "blue", "camera": "new"},
+    ]
+    (tmp_path / "list.json").write_text(json.dumps(rows))
+    result = evaluate(ColourModel(), mean_colour, tmp_path / "list.json", tasks="zero-shot", group_by="camera")
+    assert result["zero_shot"]["classes"] == 3 and result["groups"]["by"] == "camera"
+    new, old = result["groups"]["groups"].values()
+    assert (new["pictures"], new["share"], old["pictures"], old["share"]) == (2, 1.0, 2, 0.5)
+    assert (old["low"], old["high"]) == wilson(1, 2)
+    assert [line.split()[:3] for line in table(result).splitlines() if line.startswith(("new", "old"))] == [
+        ["new", "2", "100.00%"],
+        ["old", "2", "50.00%"],
+    ]
+    json.dumps(result)
+    with pytest.raises(DataError, match=r"1\.png has no column 'year' to group by; it has camera"):
+        evaluate(ColourModel(), mean_colour, tmp_path / "list.json", group_by="year")
+
+
+def test_the_command_groups(capsys):
+    assert commands.main(["evaluate", "sample", "--model", "tiny-ViT", "--group-by", "category", "--limit", "40"]) == 0
+    out = capsys.readouterr().out
+    assert "category" in out and any(line.startswith("musical instrument") for line in out.splitlines())
+    assert commands.main(["evaluate", "sample", "--group-by", "x", "--task", "retrieval"]) == 2
+    assert "--group-by groups the answers of zero-shot" in capsys.readouterr().err
+
+
+def test_what_is_no_model_or_class_list_is_told(colours):
+    with pytest.raises(DataError, match="expected a model, got 'tiny-ViT'"):
+        evaluate("tiny-ViT", mean_colour, "sample")
+    one = evaluate(ColourModel(), mean_colour, colours, classes="red", tasks="zero-shot")
+    assert (one["pictures"], one["left_out"], one["zero_shot"]["classes"]) == (1, 4, 1)
+
+
+def test_missing_pictures_of_a_list_say_where_it_looked(tmp_path):
+    (tmp_path / "list.json").write_text('[{"image": "photos/gone.png", "caption": "red"}]')
+    with pytest.raises(DataError, match=rf"{tmp_path}/photos/gone\.png.*relative to the folder of the list"):
+        evaluate(ColourModel(), mean_colour, tmp_path / "list.json")
+
+
 def test_captions_that_are_too_long_are_listed(colours):
     examples = read_dataset(colours)
     examples[0] = type(examples[0])(examples[0].image, ("red", "red " * 80))
@@ -443,6 +510,20 @@ def test_a_page_of_mistakes_has_the_surest_first(colours):
 
 def pixels_of(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path).convert("RGB"))
+
+
+def test_the_ticks_of_few_shot_curves_are_exact(tmp_path, monkeypatch):
+    """Accuracies of 41% and 44% have ticks like 42.5%, which rounded to 42% stood in the wrong place."""
+    pytest.importorskip("matplotlib")
+    drawn = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, *_, **__: drawn.append(figure))
+    rows = [{"shots": k, "top1": top1, "low": top1, "high": top1} for k, top1 in ((1, 0.41), (2, 0.42), (4, 0.44))]
+    plot_few_shot({"tiny": {"few_shot": rows}}, tmp_path / "few_shot.png")
+    (axis,) = drawn[0].axes
+    drawn[0].canvas.draw()
+    ticks = {tick: label.get_text() for tick, label in zip(axis.get_yticks(), axis.get_yticklabels(), strict=True)}
+    assert any(100 * tick % 1 > 0.1 for tick in ticks)
+    assert all(float(label.rstrip("%")) == pytest.approx(100 * tick) for tick, label in ticks.items())
 
 
 @pytest.mark.parametrize("number", [2, 25, 120])
