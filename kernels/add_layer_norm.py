@@ -7,7 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-MAX_WIDTH = 8192  # a program holds one row
+from miniclip.kernels import limits
+from miniclip.kernels.eager import function_or_operator
 
 
 @triton.jit
@@ -39,19 +40,11 @@ def add_layer_norm(
     x, residual: [..., D] of the same dtype, float16, bfloat16 or float32, D at most 8192. weight, bias: [D], of any of
     these dtypes; the arithmetic is float32. Returns (sum, normalised), contiguous, in x's dtype.
     """
-    if x.shape != residual.shape or x.dtype != residual.dtype:
-        raise ValueError(
-            f"x is {x.dtype} {list(x.shape)} and residual {residual.dtype} {list(residual.shape)}; expected the same"
-        )
-    if x.dtype not in (torch.float16, torch.bfloat16, torch.float32) or x.shape[-1] > MAX_WIDTH:
-        expected = f'half precision or float32, at most {MAX_WIDTH} wide: use backend="torch"'
-        raise ValueError(f"x is {x.dtype} {list(x.shape)}; the kernel takes {expected}")
-    if weight.shape != x.shape[-1:] or bias.shape != x.shape[-1:]:
-        raise ValueError(f"weight is {list(weight.shape)} and bias {list(bias.shape)}; expected [{x.shape[-1]}]")
-    return torch.ops.miniclip.add_layer_norm(x, residual, weight, bias, eps)
+    limits.require(limits.add_layer_norm(x, residual, weight, bias))
+    run = function_or_operator(_add_layer_norm, torch.ops.miniclip.add_layer_norm, x, residual, weight, bias)
+    return run(x, residual, weight, bias, eps)
 
 
-@torch.library.custom_op("miniclip::add_layer_norm", mutates_args=())
 def _add_layer_norm(
     x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
@@ -59,6 +52,8 @@ def _add_layer_norm(
     width = x.shape[-1]
     x, residual = (y.reshape(-1, width) for y in (x, residual))  # copies only what is not a matrix with a row stride
     x, residual = (y if y.stride(1) == 1 else y.contiguous() for y in (x, residual))
+    if x.numel() == 0:
+        return total, out
     with torch.cuda.device_of(x):
         add_layer_norm_kernel[len(x),](
             x, residual, weight.contiguous(), bias.contiguous(), total, out,
@@ -68,6 +63,9 @@ def _add_layer_norm(
     return total, out
 
 
-@_add_layer_norm.register_fake
 def _fake_add_layer_norm(x, residual, weight, bias, eps) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape), x.new_empty(x.shape)
+
+
+_operator = torch.library.custom_op("miniclip::add_layer_norm", _add_layer_norm, mutates_args=())
+_operator.register_fake(_fake_add_layer_norm)

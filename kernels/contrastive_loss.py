@@ -15,8 +15,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from miniclip.kernels import tiles
+from miniclip.kernels import limits, tiles
 from miniclip.kernels.dots import dots
+from miniclip.kernels.eager import function_or_operator
 
 LN_2 = tl.constexpr(math.log(2))
 LOG2_E = tl.constexpr(math.log2(math.e))  # logits are in units of log 2, because exp2 is what the hardware has
@@ -91,21 +92,11 @@ def contrastive_loss(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor
     logit_scale: float32 scalar tensor, the multiplier of the cosines, exp(model.logit_scale). Returns a float32 scalar.
     Gradients of the embeddings are in their dtype, and so are the softmax's weights when they multiply embeddings.
     """
-    if image.ndim != 2 or image.shape != text.shape or len(image) == 0:
-        raise ValueError(f"image has shape {list(image.shape)} and text {list(text.shape)}; expected [N, D] twice")
-    if image.dtype != text.dtype or image.dtype not in (torch.float16, torch.bfloat16):
-        expected = 'both float16 or both bfloat16: cast them, or use backend="torch"'
-        raise ValueError(f"image is {image.dtype} and text {text.dtype}; the kernel takes {expected}")
-    if image.shape[1] > 1024:
-        raise ValueError(f'embeddings are {image.shape[1]} wide; the kernel takes at most 1024: use backend="torch"')
-    if image.stride(1) != 1 or text.stride(1) != 1:
-        raise ValueError(f"strides are {image.stride()} and {text.stride()}; expected last ones of 1: .contiguous()")
-    if logit_scale.numel() != 1 or logit_scale.dtype != torch.float32:
-        raise ValueError(f"logit_scale is {logit_scale.dtype} {list(logit_scale.shape)}; expected a float32 scalar")
-    return torch.ops.miniclip.contrastive_loss(image, text, logit_scale)[0]
+    limits.require(limits.contrastive_loss(image, text, logit_scale))
+    operator = torch.ops.miniclip.contrastive_loss
+    return function_or_operator(_contrastive_loss, operator, image, text, logit_scale)(image, text, logit_scale)[0]
 
 
-@torch.library.custom_op("miniclip::contrastive_loss", mutates_args=())
 def _contrastive_loss(image: Tensor, text: Tensor, logit_scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Returns the loss and, for the backward pass, `largest` and `total` [2, N]: the rows' and the columns'."""
     n, width = image.shape
@@ -120,13 +111,11 @@ def _contrastive_loss(image: Tensor, text: Tensor, logit_scale: Tensor) -> tuple
     return losses.mean(), largest.clone(), total.clone()
 
 
-@_contrastive_loss.register_fake
-def _(image: Tensor, text: Tensor, logit_scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _fake_contrastive_loss(image: Tensor, text: Tensor, logit_scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     loss, statistics = image.new_empty((), dtype=torch.float32), image.new_empty(2, len(image), dtype=torch.float32)
     return loss, statistics, torch.empty_like(statistics)
 
 
-@torch.library.custom_op("miniclip::contrastive_loss_backward", mutates_args=())
 def _contrastive_loss_backward(
     grad: Tensor, image: Tensor, text: Tensor, logit_scale: Tensor, largest: Tensor, total: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -145,8 +134,7 @@ def _contrastive_loss_backward(
     return *grads, (grad_scale.sum() / 2).reshape(logit_scale.shape)
 
 
-@_contrastive_loss_backward.register_fake
-def _(grad, image, text, logit_scale, largest, total) -> tuple[Tensor, Tensor, Tensor]:
+def _fake_contrastive_loss_backward(grad, image, text, logit_scale, largest, total) -> tuple[Tensor, Tensor, Tensor]:
     return image.new_empty(image.shape), text.new_empty(text.shape), logit_scale.new_empty(logit_scale.shape)
 
 
@@ -160,4 +148,10 @@ def _backward(ctx, grad: Tensor, *_) -> tuple[Tensor, Tensor, Tensor]:
     return torch.ops.miniclip.contrastive_loss_backward(grad, *ctx.saved_tensors)
 
 
-_contrastive_loss.register_autograd(_backward, setup_context=_save)
+_operator = torch.library.custom_op("miniclip::contrastive_loss", _contrastive_loss, mutates_args=())
+_operator.register_fake(_fake_contrastive_loss)
+_operator.register_autograd(_backward, setup_context=_save)
+_backward_operator = torch.library.custom_op(
+    "miniclip::contrastive_loss_backward", _contrastive_loss_backward, mutates_args=()
+)
+_backward_operator.register_fake(_fake_contrastive_loss_backward)

@@ -13,10 +13,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from miniclip.kernels import tiles
+from miniclip.kernels import limits, tiles
 from miniclip.kernels.dots import dots
+from miniclip.kernels.eager import function_or_operator
 
-MAX_K = 16
 NOTHING = tl.constexpr(-(2**63))  # less than any entry
 DEPTH = 64  # how much of the embeddings' dimension is multiplied at a time
 
@@ -113,8 +113,9 @@ def softmax_kernel(
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     """One tile of OUT [N, M]: exp(logit - LARGEST) / TOTAL, with LARGEST and TOTAL [N]."""
-    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    row_tiles = tl.cdiv(n, ROWS)  # a grid of one dimension: the second one ends at 65,535
+    rows = tl.program_id(0) % row_tiles * ROWS + tl.arange(0, ROWS)
+    columns = tl.program_id(0) // row_tiles * COLUMNS + tl.arange(0, COLUMNS)
     logits = logits_of(
         X, C, X_INVERSE, C_INVERSE, SCALE, rows, columns, n, m, width, stride_x, stride_c, ROWS, COLUMNS, DEPTH
     )
@@ -132,8 +133,9 @@ def similarity_softmax(x: Tensor, c: Tensor, logit_scale: Tensor) -> Tensor:
     zero vector's cosines are 0. logit_scale: float32 scalar tensor, exp(model.logit_scale). Last strides must be 1.
     Returns float32 [N, M]. No gradient.
     """
-    _check(x, c, logit_scale)
-    return torch.ops.miniclip.similarity_softmax(x, c, logit_scale)
+    limits.require(limits.similarity_softmax(x, c, logit_scale))
+    run = function_or_operator(_similarity_softmax, torch.ops.miniclip.similarity_softmax, x, c, logit_scale)
+    return run(x, c, logit_scale)
 
 
 def similarity_topk(x: Tensor, c: Tensor, logit_scale: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -143,21 +145,9 @@ def similarity_topk(x: Tensor, c: Tensor, logit_scale: Tensor, k: int) -> tuple[
     the logarithm of the softmax's denominator). Where logits are equal the lower index comes first. A NaN counts as the
     largest logit, and makes the row's probabilities NaN.
     """
-    _check(x, c, logit_scale)
-    if not 1 <= k <= min(MAX_K, len(c)):
-        raise ValueError(f'k is {k}; the kernel takes 1 to {min(MAX_K, len(c))} of {len(c)}: or use backend="torch"')
-    return torch.ops.miniclip.similarity_topk(x, c, logit_scale, k)
-
-
-def _check(x: Tensor, c: Tensor, logit_scale: Tensor) -> None:
-    if x.ndim != 2 or c.ndim != 2 or x.shape[1] != c.shape[1]:
-        raise ValueError(f"x has shape {list(x.shape)} and c {list(c.shape)}; expected [N, D] and [M, D]")
-    if x.dtype != c.dtype or x.dtype not in (torch.float16, torch.bfloat16, torch.float32):
-        raise ValueError(f"x is {x.dtype} and c {c.dtype}; expected both float16, bfloat16 or float32")
-    if x.stride(1) != 1 or c.stride(1) != 1:
-        raise ValueError(f"x has strides {x.stride()} and c {c.stride()}; expected last ones of 1: call .contiguous()")
-    if logit_scale.numel() != 1 or logit_scale.dtype != torch.float32:
-        raise ValueError(f"logit_scale is {logit_scale.dtype} {list(logit_scale.shape)}; expected a float32 scalar")
+    limits.require(limits.similarity_topk(x, c, logit_scale, k))
+    run = function_or_operator(_similarity_topk, torch.ops.miniclip.similarity_topk, x, c, logit_scale)
+    return run(x, c, logit_scale, k)
 
 
 def _tile(x: Tensor) -> tiles.Tile:
@@ -192,27 +182,28 @@ def _statistics(inputs: list, sizes: list, k: int) -> tuple[Tensor, Tensor, Tens
     return overall, (total * (largest - overall[:, None]).exp()).sum(1), best.flatten(1)
 
 
-@torch.library.custom_op("miniclip::similarity_softmax", mutates_args=())
 def _similarity_softmax(x: Tensor, c: Tensor, logit_scale: Tensor) -> Tensor:
+    if len(x) == 0:
+        return _fake_similarity_softmax(x, c, logit_scale)
     with torch.cuda.device_of(x):
         inputs, sizes = _arguments(x, c, logit_scale)
         largest, total, _ = _statistics(inputs, sizes, 0)
         out = _fake_similarity_softmax(x, c, logit_scale)
         tile = _tile(x)
-        softmax_kernel[triton.cdiv(len(x), tile.rows), triton.cdiv(len(c), tile.columns)](
+        softmax_kernel[triton.cdiv(len(x), tile.rows) * triton.cdiv(len(c), tile.columns),](
             *inputs, largest, total, out, *sizes,
             ROWS=tile.rows, COLUMNS=tile.columns, DEPTH=DEPTH, **tile.options(),
         )  # fmt: skip
     return out
 
 
-@_similarity_softmax.register_fake
 def _fake_similarity_softmax(x: Tensor, c: Tensor, logit_scale: Tensor) -> Tensor:
     return x.new_empty(len(x), len(c), dtype=torch.float32)
 
 
-@torch.library.custom_op("miniclip::similarity_topk", mutates_args=())
 def _similarity_topk(x: Tensor, c: Tensor, logit_scale: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    if len(x) == 0:
+        return _fake_similarity_topk(x, c, logit_scale, k)
     with torch.cuda.device_of(x):
         largest, total, best = _statistics(*_arguments(x, c, logit_scale), k)
     best = best.topk(k).values  # entries are unique: there are no ties for topk to settle as it likes
@@ -222,7 +213,12 @@ def _similarity_topk(x: Tensor, c: Tensor, logit_scale: Tensor, k: int) -> tuple
     return probability, 0x7FFFFFFF - (best & 0xFFFFFFFF), largest + total.log()
 
 
-@_similarity_topk.register_fake
 def _fake_similarity_topk(x: Tensor, c: Tensor, logit_scale: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     probability = x.new_empty(len(x), k, dtype=torch.float32)
     return probability, probability.new_empty(len(x), k, dtype=torch.int64), probability.new_empty(len(x))
+
+
+_softmax_operator = torch.library.custom_op("miniclip::similarity_softmax", _similarity_softmax, mutates_args=())
+_softmax_operator.register_fake(_fake_similarity_softmax)
+_topk_operator = torch.library.custom_op("miniclip::similarity_topk", _similarity_topk, mutates_args=())
+_topk_operator.register_fake(_fake_similarity_topk)

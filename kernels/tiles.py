@@ -61,11 +61,11 @@ def architecture(device: torch.device) -> str:
 
 
 # By sequence length. A program holds `rows` queries of one head: at 16 tokens 64 rows would be four times the work.
-SHORT = {16: Tile(16, 16, 1), 32: Tile(32, 32, 4)}
+SHORT = {16: Tile(16, 16, 1), 32: Tile(32, 32, 2)}
 ATTENTION: Table = {  # head dimensions up to 64
     "sm_80": {**SHORT, math.inf: Tile(64, 64, 4, 2)},
     "sm_86": {**SHORT, math.inf: Tile(64, 64, 4, 2)},
-    "sm_90": {**SHORT, 128: Tile(64, 64, 4, 2), math.inf: Tile(128, 64, 8, 2)},
+    "sm_90": {**SHORT, 320: Tile(64, 64, 4, 2), math.inf: Tile(128, 64, 8, 2)},
     "sm_100": {**SHORT, 128: Tile(64, 64, 4, 2), math.inf: Tile(128, 64, 8, 2)},
     "gfx942": {**SHORT, math.inf: Tile(64, 64, 4, 2)},
 }
@@ -82,7 +82,7 @@ PROGRAMS = 256
 SIMILARITY: Table = {
     "sm_80": {32: Tile(16, 64, 4, 3), math.inf: Tile(64, 64, 4, 2)},
     "sm_86": {32: Tile(16, 64, 4, 3), math.inf: Tile(64, 64, 4, 2)},
-    "sm_90": {32: Tile(16, 64, 4, 3), 256: Tile(64, 64, 4, 2), math.inf: Tile(128, 64, 8, 2)},
+    "sm_90": {32: Tile(16, 64, 4, 4), 256: Tile(64, 64, 4, 4), math.inf: Tile(128, 64, 8, 4)},
     "sm_100": {32: Tile(16, 64, 4, 3), 256: Tile(64, 64, 4, 2), math.inf: Tile(128, 64, 8, 2)},
     "gfx942": {32: Tile(16, 64, 4, 2), 256: Tile(64, 64, 4, 2), math.inf: Tile(128, 64, 8, 2)},
 }

@@ -40,7 +40,7 @@ def attention(qkv: Tensor, causal: bool = False, *, backend: str | None = None) 
     qkv: [N, L, 3, H, d], as one linear layer gives it: all queries, then all keys, then all values, each head by head.
     causal: token i sees tokens 0..i only. Returns [N, L, H * d], the heads side by side.
     """
-    if use_kernel("attention", backend, qkv, size=qkv.shape[1], fits=qkv.shape[-1] == 64):
+    if use_kernel("attention", backend, qkv, causal):
         from miniclip.kernels.attention import attention as kernel
 
         return kernel(qkv, causal)

@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from miniclip.kernels.dispatch import use_kernel, wants_gradient
+from miniclip.kernels.dispatch import use_kernel
+
+CHUNK_LOGITS = 1 << 22  # logits that the plain form of similarity_topk holds at a time
 
 
 def similarity_softmax(x: Tensor, c: Tensor, logit_scale: Tensor, *, backend: str | None = None) -> Tensor:
@@ -19,7 +21,7 @@ def similarity_softmax(x: Tensor, c: Tensor, logit_scale: Tensor, *, backend: st
     scalar tensor, exp(model.logit_scale). Half-precision input is computed in float32, and the result is float32: at a
     scale of 100 neighbouring bfloat16 logits are 0.5 apart. Returns [N, M].
     """
-    if use_kernel("similarity_softmax", backend, x, size=len(x), fits=not wants_gradient(x, c, logit_scale)):
+    if use_kernel("similarity_softmax", backend, x, c, logit_scale):
         from miniclip.kernels.similarity import similarity_softmax as kernel
 
         return kernel(x, c, logit_scale)
@@ -35,16 +37,38 @@ def similarity_topk(
     Where logits are equal the lower index comes first. A NaN counts as the largest logit, as for torch.topk, and makes
     the row's probabilities NaN.
     """
-    fits = k <= 16 and not wants_gradient(x, c, logit_scale)
-    if use_kernel("similarity_topk", backend, x, size=len(x), fits=fits):
+    if use_kernel("similarity_topk", backend, x, c, logit_scale, k):
         from miniclip.kernels.similarity import similarity_topk as kernel
 
         return kernel(x, c, logit_scale, k)
     if not 1 <= k <= len(c):
         raise ValueError(f"k is {k}; expected 1 to {len(c)}, the number of classes")
-    logits = _scaled_cosines(x, c, logit_scale)
-    index = logits.sort(dim=1, descending=True, stable=True).indices[:, :k]  # torch.topk orders equal logits at will
-    return logits.softmax(dim=1).gather(1, index), index, logits.logsumexp(dim=1)
+    rows = max(1, CHUNK_LOGITS // len(c))
+    parts = [_topk(_scaled_cosines(part, c, logit_scale), k) for part in x.split(rows)]
+    return tuple(torch.cat(part) for part in zip(*parts, strict=True))
+
+
+def _topk(logits: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    index = _best(logits.detach(), k)
+    largest = logits.detach().amax(1)  # apart from the sum: the rounding of their logsumexp would show
+    total = (logits - largest[:, None]).exp().sum(1)
+    probability = (logits.gather(1, index) - largest[:, None]).exp() / total[:, None]
+    return probability, index, largest + total.log()
+
+
+def _best(logits: Tensor, k: int) -> Tensor:
+    """The columns of the k largest of each row, best first, the lower column first where they are equal.
+
+    torch.topk takes and orders equal ones at will, so only its k-th value is used. Sorting the rows would take longer.
+    """
+    last = logits.topk(k).values[:, -1:]  # NaN counts as the largest
+    is_nan, last_is_nan = logits.isnan(), last.isnan()
+    above = ((logits > last) | is_nan) & ~last_is_nan
+    equal = (logits == last) | (is_nan & last_is_nan)
+    count = logits.shape[1]
+    places = (above * 2 + equal * 1) * count - torch.arange(count, device=logits.device)  # int64, no two alike
+    index = places.topk(k).indices.sort(dim=1).values
+    return index.gather(1, logits.gather(1, index).sort(dim=1, descending=True, stable=True).indices)
 
 
 def _scaled_cosines(x: Tensor, c: Tensor, logit_scale: Tensor) -> Tensor:

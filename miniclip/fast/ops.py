@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from miniclip.kernels.dispatch import use_kernel, wants_gradient
+from miniclip.kernels.dispatch import use_kernel
 from miniclip.ops import attention, layer_norm, quick_gelu
 
 
@@ -19,7 +19,7 @@ def attention_varlen(
     qkv: [T, 3, H, d]. cu_seqlens: int32 [N + 1], from 0 to T: sequence i is rows cu_seqlens[i] to cu_seqlens[i + 1].
     max_len: at least the length of the longest sequence. Returns [T, H * d].
     """
-    if use_kernel("attention_varlen", backend, qkv, size=max_len, fits=not wants_gradient(qkv)):
+    if use_kernel("attention_varlen", backend, qkv, cu_seqlens, max_len):
         from miniclip.kernels.attention import attention_varlen as kernel
 
         return kernel(qkv, cu_seqlens, max_len, causal)
@@ -33,7 +33,7 @@ def add_layer_norm(
     x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5, *, backend: str | None = None
 ) -> tuple[Tensor, Tensor]:
     """x + residual, [..., D], and the `layer_norm` of the sum."""
-    if use_kernel("add_layer_norm", backend, x, size=x.numel()) and _is_eager(x, residual, weight, bias):
+    if use_kernel("add_layer_norm", backend, x, residual, weight, bias):
         from miniclip.kernels.add_layer_norm import add_layer_norm as kernel
 
         return kernel(x, residual, weight, bias, eps)
@@ -43,13 +43,8 @@ def add_layer_norm(
 
 def bias_quick_gelu(x: Tensor, bias: Tensor, *, backend: str | None = None) -> Tensor:
     """`quick_gelu` of x [..., D] + bias [D]."""
-    if use_kernel("bias_quick_gelu", backend, x, size=x.numel()) and _is_eager(x, bias):
+    if use_kernel("bias_quick_gelu", backend, x, bias):
         from miniclip.kernels.bias_quick_gelu import bias_quick_gelu as kernel
 
         return kernel(x, bias)
     return quick_gelu(x + bias)
-
-
-def _is_eager(*tensors: Tensor) -> bool:
-    """Whether these run now and without a gradient. torch.compile fuses such operations itself."""
-    return not wants_gradient(*tensors) and not torch.compiler.is_compiling()
