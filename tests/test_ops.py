@@ -7,13 +7,11 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from miniclip import ops, similarity
 from miniclip.config import CLIPConfig, PreprocessConfig, TextConfig, TransformerConfig, ViTConfig
 from miniclip.fast import ops as fused
-from miniclip.kernels import dispatch, tiles
-from miniclip.models import CLIP, convert_weights, set_backend
+from miniclip.models import CLIP, set_backend
 from miniclip.models.transformer import Attention
 from miniclip.training.loss import contrastive_loss
 
@@ -87,79 +85,6 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(contrastive_loss, (*rows[:2], scale))
 
 
-H100, CPU = torch.device("cuda", 0), torch.device("cpu")
-
-
-def test_no_kernel_by_default_unless_it_was_measured(monkeypatch):
-    asked = []
-    monkeypatch.setattr(dispatch, "architecture", lambda device: asked.append(device) or "sm_90")
-    monkeypatch.setattr(dispatch, "INSTALLED", True)
-    with FakeTensorMode():
-        x = torch.empty(8, device="cuda", dtype=torch.float16)
-        assert not dispatch.FASTER  # nothing has been measured; should this fail, the README says on what
-        assert not dispatch.use_kernel("attention", None, x, 16)
-        monkeypatch.setattr(dispatch, "FASTER", {"sm_90": {"attention": [(1, 32), (257, 257)]}})
-        chosen = [size for size in range(1000) if dispatch.use_kernel("attention", None, x, size)]
-        assert chosen == [*range(1, 33), 257] and asked
-        assert not dispatch.use_kernel("contrastive_loss", None, x, 16)  # not in the table
-        assert not dispatch.use_kernel("attention", None, x.float(), 16)  # PyTorch's
-        assert not dispatch.use_kernel("attention", None, x, 16, fits=False)
-        assert not dispatch.use_kernel("attention", "torch", x, 16)
-        monkeypatch.setattr(dispatch, "INSTALLED", False)
-        assert not dispatch.use_kernel("attention", None, x, 16)
-        assert dispatch.use_kernel("attention", "triton", x, 1000)
-        with pytest.raises(ValueError, match="backend is 'cuda'"):
-            dispatch.use_kernel("attention", "cuda", x, 16)
-    assert not dispatch.use_kernel("attention", "triton", torch.empty(8).half(), 16)
-
-
-def test_fake_gpu_tensors_reach_the_kernels():
-    pytest.importorskip("triton", reason="Triton is not installed")
-    triton = {"backend": "triton"}
-    with FakeTensorMode() as mode, torch.no_grad():
-        half = {"device": "cuda", "dtype": torch.float16}
-        qkv, x, scale = torch.empty(2, 5, 3, 8, 64, **half), torch.empty(6, 64, **half), torch.ones((), device="cuda")
-        starts, parameter = torch.empty(3, device="cuda", dtype=torch.int32), torch.empty(64, device="cuda")
-        calls = {
-            "attention": lambda: ops.attention(qkv, **triton),
-            "attention_varlen": lambda: fused.attention_varlen(qkv.flatten(0, 1), starts, 5, **triton),
-            "add_layer_norm": lambda: fused.add_layer_norm(x, x, parameter, parameter, **triton),
-            "bias_quick_gelu": lambda: fused.bias_quick_gelu(x, parameter, **triton),
-            "similarity_softmax": lambda: similarity.similarity_softmax(x, x, scale, **triton),
-            "similarity_topk": lambda: similarity.similarity_topk(x, x, scale, 3, **triton),
-            "contrastive_loss": lambda: contrastive_loss(x, x, scale, **triton),
-        }
-        for name, call in calls.items():
-            with Calls() as seen:
-                call()
-            assert f"miniclip.{name}.default" in seen.names
-        with Calls() as seen, pytest.raises(Exception, match="float32; the kernel takes"):
-            ops.attention(qkv.float(), **triton)
-        assert mode is not None
-
-
-class Calls(torch.utils._python_dispatch.TorchDispatchMode):
-    """Records the names of the operations that are called."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.names.append(str(function))
-        return function(*args, **(kwargs or {}))
-
-
-def test_row_kernels_leave_gradients_and_compilation_to_pytorch(monkeypatch):
-    monkeypatch.setattr(fused, "use_kernel", lambda *args, **kwargs: True)
-    x, bias = random(2, 4).requires_grad_(), random(4)
-    fused.bias_quick_gelu(x, bias).sum().backward()
-    fused.add_layer_norm(x, x, bias, bias)[1].sum().backward()
-    compiled = torch.compile(lambda x: fused.bias_quick_gelu(x, bias), backend="eager", fullgraph=True)
-    with torch.no_grad():
-        torch.testing.assert_close(compiled(x), ops.quick_gelu(x + bias))
-
-
 def small_clip() -> CLIP:
     torch.manual_seed(0)
     block = TransformerConfig(width=64, layers=2, heads=2, mlp_width=128)
@@ -179,33 +104,3 @@ def test_set_backend(monkeypatch):
     backends = [m.backend for m in model.modules() if isinstance(m, Attention)]
     assert backends == ["triton"] * 4
     model(torch.zeros(1, 3, 16, 16), torch.ones(1, 8, dtype=torch.long))  # on a CPU it runs in PyTorch
-
-
-def test_check_backend(monkeypatch):
-    monkeypatch.setattr(dispatch, "INSTALLED", True)
-    monkeypatch.setattr(tiles, "architecture", lambda device: "sm_90")
-    for backend in None, "torch", "triton":
-        dispatch.check_backend(backend, H100, torch.bfloat16)
-    with pytest.raises(ValueError, match=r"takes float16 and bfloat16, and the model is torch\.float32"):
-        dispatch.check_backend("triton", H100, torch.float32)
-    monkeypatch.setattr(tiles, "architecture", lambda device: "sm_75")
-    with pytest.raises(ValueError, match="no tiles for sm_75, only for sm_80"):
-        dispatch.check_backend("triton", H100, torch.float16)
-    monkeypatch.setattr(dispatch, "INSTALLED", False)
-    with pytest.raises(ValueError, match="Triton is not installed"):
-        dispatch.check_backend("triton", H100, torch.float16)
-
-
-def test_a_model_with_kernels_computes_the_same(monkeypatch):
-    """In Triton's interpreter: what a GPU would run, on the CPU."""
-    pytest.importorskip("kernel_cases")
-    model = convert_weights(small_clip(), torch.bfloat16)
-    model.fast = False
-    image, text = random(2, 3, 16, 16).float(), torch.tensor([[48, 3, 4, 49, 0, 0, 0, 0], [48, 9, 9, 9, 9, 9, 9, 49]])
-    with torch.no_grad():
-        plain = model(image, text)[0]
-        monkeypatch.setattr(ops, "use_kernel", lambda *args, **kwargs: True)
-        with Calls() as seen:
-            kernels = model(image, text)[0]
-    assert seen.names.count("miniclip.attention.default") == 4
-    torch.testing.assert_close(kernels, plain, atol=0.2, rtol=0)  # bfloat16 logits of up to 14

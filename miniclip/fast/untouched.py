@@ -25,15 +25,13 @@ FORWARD: dict[type[nn.Module], Callable] = {
 def applies(inputs: Tensor, *parts: nn.Module) -> bool:
     """Whether the fast forms may compute what calling `parts` on a batch would.
 
-    They may not with gradients, in training, while a graph is captured, under autocast, on other devices than a CPU or
-    a GPU, nor when any module was hooked, replaced, patched, quantised or sharded.
+    They may not with gradients, in training, while torch.compile or torch.jit traces, under autocast, on other devices
+    than a CPU or a GPU, nor when any module was hooked, replaced, patched, quantised or sharded.
     """
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing() or len(inputs) == 0:
         return False
     device = inputs.device.type
     if type(inputs) is not Tensor or device not in ("cpu", "cuda") or torch.is_autocast_enabled(device):
-        return False
-    if device == "cuda" and torch.cuda.is_current_stream_capturing():  # the lengths of texts can't be read then
         return False
     return all(map(is_untouched, parts))
 

@@ -213,5 +213,47 @@ def test_errors():
             attention(qkv)
     with pytest.raises(ValueError, match=r"cu_seqlens is torch.int64 \[3\] on cpu; expected torch.int32"):
         attention_varlen(good(5, 3, 4, 64), torch.tensor([0, 2, 5]), 3)
-    with pytest.raises(RuntimeError, match=r"backward through miniclip\.attention_varlen"):
-        attention_varlen(good(5, 3, 4, 64).requires_grad_(), starts_of([2, 3]), 3).sum().backward()
+    with pytest.raises(ValueError, match="the kernel has no gradient"):
+        attention_varlen(good(5, 3, 4, 64).requires_grad_(), starts_of([2, 3]), 3)
+
+
+def test_nothing():
+    for shape in (0, 5, 3, 2, 64), (2, 0, 3, 2, 64):
+        qkv = random(*shape, dtype=torch.float16).requires_grad_()
+        out = attention(qkv)
+        assert out.shape == (*shape[:2], 128) and torch.autograd.grad(out.sum(), qkv)[0].shape == shape
+    none = random(0, 3, 2, 64, dtype=torch.float16)
+    assert attention_varlen(none, starts_of([]), 16).shape == attention_varlen(none, starts_of([0, 0]), 0).shape
+
+
+def test_heads_may_lie_far_apart():
+    """The third head is 2^31 numbers away from the first: 4 GiB that are reserved, and hardly touched."""
+    far, length = 2**30, 9
+    memory = torch.empty(2 * far + 3 * 64 * length, dtype=torch.float16)
+    qkv = memory.as_strided((1, length, 3, 3, 64), (0, 3 * 64, 64, far, 1))
+    near = random(1, length, 3, 3, 64, dtype=torch.float16)
+    qkv.copy_(near)
+    assert torch.equal(attention(qkv, True), attention(near, True))
+    assert torch.equal(attention_varlen(qkv[0], starts_of([4, 5]), 5), attention_varlen(near[0], starts_of([4, 5]), 5))
+
+
+@pytest.mark.parametrize("length", [63, 64, 65, 127, 128, 129, 191, 193])
+def test_the_ends_of_tiles(length):
+    """One tile of keys, whole tiles only, and one key more or less; under a causal mask and without."""
+    qkv = random(1, length, 3, 1, 64, dtype=torch.float16, seed=length)
+    check(attention(qkv, True), qkv, True)
+    check(attention(qkv, False), qkv, False)
+
+
+def test_the_flash_backward_gets_no_larger_batch_than_it_takes(monkeypatch):
+    batches, flash = [], kernel_module._flash_backward
+    monkeypatch.setattr(kernel_module, "_flash_backward", lambda *x: batches.append(len(x[1])) or flash(*x))
+    with FakeTensorMode():
+        qkv = torch.empty(150_000, 2, 3, 1, 64, device="cuda", dtype=torch.float16)
+        saved = qkv, *torch.ops.miniclip.attention(qkv, True)
+        grad, _ = kernel_module._backward(SimpleNamespace(saved_tensors=saved, causal=True), saved[1], None)
+        assert grad.shape == qkv.shape and batches == [65_535, 65_535, 18_930]
+    qkv = random(5, 7, 3, 1, 64, dtype=torch.float16).requires_grad_()
+    whole = torch.autograd.grad(attention(qkv).sum(), qkv)[0]
+    monkeypatch.setattr(kernel_module, "MAX_BACKWARD_BATCH", 2)
+    assert torch.equal(torch.autograd.grad(attention(qkv).sum(), qkv)[0], whole) and batches[3:] == [5, 2, 2, 1]

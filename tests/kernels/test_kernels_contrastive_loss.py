@@ -143,7 +143,7 @@ def test_errors():
         ((image[:0], text[:0], scale), r"image has shape \[0, 32\]"),
         ((image.float(), text.float(), scale), "both float16 or both bfloat16"),
         ((image.new_ones(2, 1032), image.new_ones(2, 1032), scale), "1032 wide; the kernel takes at most 1024"),
-        ((image.T.contiguous().T, text, scale), "last ones of 1"),
+        ((image.T.contiguous().T, text, scale), "image has a last stride of 4; expected 1"),
         ((image, text, scale.half()), "logit_scale is torch.float16"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -88,11 +88,17 @@ def test_errors():
     x, parameter = random(2, 16, dtype=torch.float16), torch.ones(16)
     with pytest.raises(ValueError, match="expected the same"):
         add_layer_norm(x, x.float(), parameter, parameter)
-    with pytest.raises(ValueError, match="at most 8192 wide"):
+    with pytest.raises(ValueError, match="1 to 8192 wide"):
         add_layer_norm(*[torch.ones(1, 8193)] * 2, *[torch.ones(8193)] * 2)
-    with pytest.raises(ValueError, match=r"weight is \[16\] and bias \[15\]"):
+    with pytest.raises(ValueError, match=r"bias is torch.float32 \[15\]; expected half precision or float32 \[16\]"):
         add_layer_norm(x, x, parameter, parameter[1:])
+    with pytest.raises(ValueError, match=r"bias is torch.float32 \[16\]; expected torch.float16 \[16\]"):
+        bias_quick_gelu(x, parameter)
+    with pytest.raises(ValueError, match="weight is on meta; expected cpu"):
+        add_layer_norm(x, x, parameter.to("meta"), parameter)
+    with pytest.raises(ValueError, match="the kernel has no gradient"):
+        add_layer_norm(x, x, parameter.clone().requires_grad_(), parameter)
     with pytest.raises(ValueError, match=r"x is torch.float64"):
         bias_quick_gelu(x.double(), parameter)
-    with pytest.raises(ValueError, match=r"bias has shape \[15\]"):
-        bias_quick_gelu(x, parameter[1:])
+    with pytest.raises(ValueError, match=r"bias is torch.float16 \[15\]; expected torch.float16 \[16\]"):
+        bias_quick_gelu(x, parameter[1:].half())

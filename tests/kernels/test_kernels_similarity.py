@@ -7,8 +7,10 @@ import torch
 import torch.nn.functional as F
 from kernel_cases import HALVES, PROBABILITY, random
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from miniclip import similarity
+from miniclip.kernels import similarity as kernel_module
 from miniclip.kernels import tiles
 from miniclip.kernels.similarity import similarity_softmax, similarity_topk
 
@@ -139,10 +141,75 @@ def test_errors():
         ((x, c[:, :16], SCALE, 1), r"x has shape \[2, 32\] and c \[20, 16\]"),
         ((x, c.float(), SCALE, 1), "x is torch.float16 and c torch.float32"),
         ((x, c, SCALE.half(), 1), "logit_scale is torch.float16"),
-        ((x, c.T.contiguous().T, SCALE, 1), "last ones of 1"),
+        ((x, c.T.contiguous().T, SCALE, 1), "c has a last stride of 20; expected 1"),
         ((x, c, SCALE, 17), "k is 17; the kernel takes 1 to 16 of 20"),
         ((x, c[:3], SCALE, 4), "k is 4; the kernel takes 1 to 3 of 3"),
         ((x, c, SCALE, 0), "k is 0"),
     ):
         with pytest.raises(ValueError, match=message):
             similarity_topk(*arguments)
+
+
+def test_no_queries():
+    x, c = embeddings(0, 20, 32, torch.float16)
+    assert similarity_softmax(x, c, SCALE).shape == (0, 20)
+    assert [y.shape for y in similarity_topk(x, c, SCALE, 3)] == [(0, 3), (0, 3), (0,)]
+    with pytest.raises(ValueError, match="there are no classes"):
+        similarity_softmax(c, x, SCALE)
+
+
+def test_more_classes_than_a_grids_second_dimension_takes(monkeypatch):
+    """The grid's size, and that its programs cover each tile once: the kernels themselves would take minutes here."""
+    grids = []
+
+    class Kernel:
+        def __getitem__(self, grid):
+            grids.append(grid)
+            return lambda *_, **__: None
+
+    monkeypatch.setattr(kernel_module, "softmax_kernel", Kernel())
+    monkeypatch.setattr(kernel_module, "_statistics", lambda inputs, sizes, k: (None, None, None))
+    monkeypatch.setattr(kernel_module, "_arguments", lambda x, c, scale: ([x], []))
+    x, c = torch.empty(1, 8, dtype=torch.float16), torch.empty(1, 8, dtype=torch.float16).expand(5_000_000, 8)
+    similarity_softmax(x, c, SCALE)
+    assert grids == [(5_000_000 // 64,)] and grids[0][0] > 65_535
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_plain_form_in_chunks(dtype, monkeypatch):
+    """Against a stable sort of all logits: ties, NaN, rows that end a chunk."""
+    generator = torch.Generator().manual_seed(0)
+    x, c = ((torch.randint(0, 2, (n, 4), generator=generator) * 2 - 1).to(dtype) for n in (23, 40))  # of length 2
+    x[5], c[7] = float("nan"), float("nan")
+    x[6], c[8] = 0, 0
+    scale = torch.tensor(3.0, dtype=dtype)
+    logits = scale * F.normalize(x, dim=1) @ F.normalize(c, dim=1).T
+    held = []
+    topk = similarity._topk
+    monkeypatch.setattr(similarity, "_topk", lambda logits, k: held.append(logits.numel()) or topk(logits, k))
+    monkeypatch.setattr(similarity, "CHUNK_LOGITS", 5 * 40)
+    for k in 1, 3, 40:
+        held.clear()
+        probability, index, lse = similarity.similarity_topk(x, c, scale, k)
+        assert held == [200] * 4 + [120]
+        assert torch.equal(index, logits.sort(dim=1, descending=True, stable=True).indices[:, :k])
+        torch.testing.assert_close(probability, logits.softmax(1).gather(1, index), equal_nan=True)
+        torch.testing.assert_close(lse, logits.logsumexp(1), equal_nan=True)
+
+
+def test_the_plain_form_sorts_no_row(monkeypatch):
+    x, c = embeddings(3, 5000, 32, torch.float16)
+    with Calls() as seen:
+        similarity.similarity_topk(x, c, SCALE, 5)
+    sorted_ = [args[0].shape[1] for name, args in seen.calls if name.startswith("aten::sort")]
+    assert sorted_ and max(sorted_) == 5
+
+
+class Calls(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.calls.append((function._schema.name, args))
+        return function(*args, **(kwargs or {}))
