@@ -67,8 +67,8 @@ def add_keys(
     return largest, total, values
 
 
-# A length that is or is not a multiple of 16, or is 1, would each be compiled again, for nothing.
-@triton.jit(do_not_specialize=["length", "row_tiles"])
+# Otherwise Triton would compile again for lengths and counts that are multiples of 16, and for a length of 1.
+@triton.jit(do_not_specialize=["length"], do_not_specialize_on_alignment=["row_tiles"])
 def attention_kernel(
     Q, K, V, OUT, LSE, STARTS,
     stride_n, stride_l, stride_h,  # of Q, K and V, three views of one packed tensor

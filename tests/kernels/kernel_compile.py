@@ -1,6 +1,6 @@
 """Compile every kernel launch for GPUs that are not here, and print what the compilers made of each, as JSON lines.
 
-    python tests/kernel_compile.py sm_90 gfx942        (TRITON_INTERPRET must not be set)
+    python tests/kernels/kernel_compile.py sm_90 gfx942        (TRITON_INTERPRET must not be set)
 
 The operations themselves are called, on CPU tensors; each launch they make is recorded and compiled for the named
 architecture, with the tiles, the divisibility and the constants that a launch there would have. No driver and no GPU
@@ -61,7 +61,9 @@ def rows(width: int, dtype=HALF):
 
 CASES = {
     "attention 16": dense(16, True),
+    "attention 9 packed": packed(9, True),
     "attention 16 packed": packed(16, True),
+    "attention 50": dense(50, False),
     "attention 32 packed": packed(32, True, BRAIN),
     "attention 77": dense(77, True, BRAIN),
     "attention 257": dense(257, False),
@@ -100,7 +102,8 @@ def compile_launch(kernel: JITFunction, arguments: dict, target: GPUTarget):
     signature, constants, attributes = {}, {}, {}
     for i, parameter in enumerate(kernel.params):
         value = arguments.pop(parameter.name)
-        if parameter.is_constexpr or (isinstance(value, int) and value == 1):
+        special = isinstance(value, int) and not parameter.do_not_specialize
+        if parameter.is_constexpr or (special and value == 1):
             signature[parameter.name] = "constexpr"
             constants[i,] = value
         elif isinstance(value, torch.Tensor):
@@ -108,7 +111,7 @@ def compile_launch(kernel: JITFunction, arguments: dict, target: GPUTarget):
             attributes[i,] = [["tt.divisibility", 16]]
         elif isinstance(value, int):
             signature[parameter.name] = "i32"
-            if value % 16 == 0:
+            if special and value % 16 == 0 and not parameter.do_not_specialize_on_alignment:
                 attributes[i,] = [["tt.divisibility", 16]]
         else:
             signature[parameter.name] = "fp32"
@@ -127,16 +130,18 @@ def resources(compiled, target: GPUTarget) -> dict:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
-        command = [TOOLS / "cuobjdump", "--dump-resource-usage", file.name]
-        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        text, sass = (
+            subprocess.run([TOOLS / "cuobjdump", option, file.name], capture_output=True, text=True, check=True).stdout
+            for option in ("--dump-resource-usage", "--dump-sass")
+        )
     found["registers"], found["stack"] = (int(re.search(rf"{key}:(\d+)", text)[1]) for key in ("REG", "STACK"))
     found["spills"] = int(re.search(r"LOCAL:(\d+)", text)[1])
     matrix = set(re.findall(r"mma\.sync|wgmma\.mma_async|tcgen05\.mma\b", compiled.asm["ptx"]))
-    return found | {"matrix": sorted(matrix)}
+    return found | {"matrix": sorted(matrix), "instructions": len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/", sass, re.M))}
 
 
 def main(architectures: list[str]) -> None:
-    seen = set()
+    seen = {}
     for architecture in architectures:
         for case in CASES:
             for kernel, arguments in launches(case, architecture):
@@ -146,9 +151,9 @@ def main(architectures: list[str]) -> None:
                 row["tile"] = [arguments.get(name) for name in ("ROWS", "COLUMNS", "num_warps", "num_stages")]
                 row["largest"] = max(x.numel() for x in arguments.values() if isinstance(x, torch.Tensor))
                 compiled = compile_launch(kernel, arguments, target)
-                if (architecture, compiled.hash) not in seen:
-                    seen.add((architecture, compiled.hash))
-                    print(json.dumps(row | resources(compiled, target)), flush=True)
+                if compiled.hash not in seen:
+                    seen[compiled.hash] = resources(compiled, target)
+                print(json.dumps(row | {"hash": compiled.hash} | seen[compiled.hash]), flush=True)
 
 
 if __name__ == "__main__":
