@@ -96,7 +96,7 @@ def contrastive_loss(image: Tensor, text: Tensor, logit_scale: Tensor, *, backen
     in memory.
     """
     _check_pairs(image, text)
-    if use_kernel("contrastive_loss", backend, image, size=len(image), fits=image.shape[1] <= 1024):
+    if use_kernel("contrastive_loss", backend, image, text, logit_scale):
         from miniclip.kernels.contrastive_loss import contrastive_loss as kernel
 
         return kernel(image, text, logit_scale)

@@ -87,7 +87,7 @@ def test_everything_that_is_timed_runs(monkeypatch):
     monkeypatch.setattr(timing, "set_backend", lambda model, backend: model)
     monkeypatch.setattr(torch, "compile", lambda function: function)
     for module in ops, fused, similarity:
-        monkeypatch.setattr(module, "use_kernel", lambda operation, backend, x, size, fits=True: backend == "triton")
+        monkeypatch.setattr(module, "use_kernel", lambda operation, backend, *_: backend == "triton")
     gpu = SimpleNamespace(name="made up", L2_cache_size=1 << 12)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
     for name in "synchronize", "reset_peak_memory_stats", "memory_allocated", "max_memory_allocated":
