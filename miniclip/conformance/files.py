@@ -26,12 +26,15 @@ class TraceError(MiniclipError, ValueError):
     """Files or stages that can't be compared; the message says why and what to do."""
 
 
-def save_trace(stages: Mapping[str, Tensor], path: str | Path, model: CLIP, name: str) -> None:
+def save_trace(
+    stages: Mapping[str, Tensor], path: str | Path, model: CLIP, name: str, alternative: str | None = None
+) -> None:
     """Write stages and, in the file's metadata, what made them; all values of the metadata are strings.
 
     format, miniclip, torch, pillow   versions
     model, model_sha256, dtype        `name`, the digest of `weights_sha256`, and the dtype of the arithmetic
     stages                            a JSON list of the names in forward order, which safetensors does not keep
+    alternative                       only where given: a golden in the same folder that a port may match instead
     """
     import miniclip
 
@@ -44,7 +47,7 @@ def save_trace(stages: Mapping[str, Tensor], path: str | Path, model: CLIP, name
         "model_sha256": weights_sha256(model),
         "dtype": str(model.dtype).removeprefix("torch."),
         "stages": json.dumps(list(stages)),
-    }
+    } | ({"alternative": alternative} if alternative else {})
     save_tensors(stages, path, metadata)
 
 

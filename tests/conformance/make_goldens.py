@@ -1,16 +1,22 @@
-"""Write the goldens of the tiny models: traces of pictures and texts, and the tables of cases.json and models.json.
+"""Write the goldens of the tiny models, and the tables beside them.
 
     python tests/conformance/make_goldens.py
 
-Run it whenever a tiny model in weights/ has changed; it takes under a minute. Another Pillow may resample otherwise,
-another PyTorch sums in another order: the headers of the traces say which were used.
+Goldens are traces of pictures and texts, and checksums of the weights. The tables are cases.json, models.json,
+html_entities.json and windows_1252.json. Run it whenever a tiny model in weights/ has changed; it takes under a minute.
+Another Pillow may resample otherwise, another PyTorch sums in another order: the headers say which were used.
 """
 
+import html.entities
 import json
+import math
 import sys
+from dataclasses import asdict
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+import ftfy
+import make_preprocess
 import numpy as np
 import torch
 from PIL import Image
@@ -18,7 +24,7 @@ from PIL import Image
 from miniclip import load, preprocess
 from miniclip.config import MODELS, CLIPConfig, to_json
 from miniclip.conformance.files import save_trace, without_padding
-from miniclip.conformance.rules import utf8
+from miniclip.conformance.rules import bands, utf8
 from miniclip.conformance.trace import trace
 from miniclip.loading import blank_model
 from miniclip.openai.stages import stages
@@ -33,7 +39,7 @@ MOST_BYTES = 10_000_000
 STAGE = ("name", "shape", "definition")  # what models.json says of a stage
 
 # One file has all stages, of this picture and these texts; the other files have the stages of KEY.
-PICTURE, TEXTS = DRAWINGS / "dog.png", ["a dog", "It's 2 CAFÉS &amp; 10 crêpes!"]
+PICTURE, TEXTS = DRAWINGS / "dog.png", ["a dog", "It's 2 CAFÉS &amp; 10 crêpes at a café!"]
 KEY = ("image.*", "visual.embedded", "visual.avgpool", "visual.transformer.resblocks.?", "visual.layer4.?")
 KEY += ("visual.pooled", "visual.ln_post", "visual.proj", "visual.attnpool.c_proj", "image_embedding")
 KEY += ("text.utf8", "text.ids", "text.pooled", "text_projection", "text_embedding")
@@ -44,7 +50,7 @@ MORE_TEXTS = {
     "capitals and digits": "THE 3 Cats of 1984, in 4K",
     "contractions": "I'm sure they're what you'd've seen, isn't it?",
     "entities": "&lt;b&gt;salt &amp;amp; pepper&lt;/b&gt; &#x1F600; &eacute;clair",
-    "mojibake": "CafÃ© â€œquotesâ€\x9d",
+    "number references": "1 &#151; 2&#x20AC &#0;&#7;&#xD800;&#1114112; &COPY; &COPYSR; P&EACUTE;REZ",
     "Unicode": "日本の犬 и кошка, ñandú, naïve ﬁancée 👩‍👩‍👧‍👦",
     "white space": "  two\t\tspaces\nand\u00a0a line ",
     "special token": "a <|endoftext|> in the text",
@@ -52,6 +58,13 @@ MORE_TEXTS = {
     "long": " ".join(["a very long caption of many words"] * 10),
     "truncated": " ".join(f"number {i}" for i in range(60)),
 }
+
+# A port may guess at text that was decoded as the wrong encoding, or not, and may resize along either side first: for
+# each of both a golden, which names the other as its alternative.
+MOJIBAKE = {"mojibake": "CafÃ© â€œquotesâ€\x9d", "twice": "cafÃƒÂ© 50Â°"}
+ALTERNATIVES = {"mojibake-repaired": "mojibake-kept", "tall-height-first": "tall-width-first"}
+ALTERNATIVES |= {other: one for one, other in ALTERNATIVES.items()}
+ORDERS = {"tall-height-first": (1, 0), "tall-width-first": (0, 1)}  # of the sides of Pillow's size
 
 # Sizes whose resize or crop goes wrong when rounded otherwise: (width, height), R.
 SIZES = [((640, 480), 224), ((480, 640), 224), ((224, 224), 224), ((227, 224), 224), ((225, 224), 224)]
@@ -80,6 +93,7 @@ def pictures() -> dict[str, Image.Image]:
         "pixel": Image.new("RGB", (1, 1), (200, 30, 90)),
         "thin": guitar.crop((100, 100, 160, 102)).convert("L"),  # 60 x 2 -> 1920 x 64
         "palette": palette,
+        "tall": guitar.crop((150, 40, 250, 300)),  # 100 x 260 -> 64 x 166, where the order of the passes counts
     }
 
 
@@ -87,24 +101,66 @@ def write_traces(name: str, folder: Path) -> None:
     model, _ = load(name, device="cpu", dtype=torch.float32)
     folder.mkdir(parents=True, exist_ok=True)
     save(trace(model, preprocess.open_image(PICTURE), TEXTS), folder / "all.safetensors", model, name, ("*",))
-    for case in pictures():
+    for case in pictures().keys() - {"tall"}:
         image = preprocess.open_image(IMAGES / f"{case}.png")
         save(trace(model, image), folder / f"{case}.safetensors", model, name)
-    texts = list(MORE_TEXTS.values())
-    ids = tokenize(texts, truncate=True)
-    save({"text.utf8": utf8(texts), **trace(model, text=ids)}, folder / "texts.safetensors", model, name)
+    for case, order in ORDERS.items() if name == "tiny-ViT" else ():  # the other model resizes in the same way
+        save(trace_of_tall(model, order), folder / f"{case}.safetensors", model, name)
+    save(trace_of_texts(model, list(MORE_TEXTS.values())), folder / "texts.safetensors", model, name)
+    for case in ("mojibake-repaired", "mojibake-kept"):
+        traced = trace_of_texts(model, list(MOJIBAKE.values()), repaired=case == "mojibake-repaired")
+        save(traced, folder / f"{case}.safetensors", model, name)
+    (folder / "weights.json").write_text(as_json({"weights": checksums(model.state_dict())}))
+
+
+def trace_of_tall(model, order: tuple[int, int]) -> dict:
+    """The picture `tall`, resized along one side and then along the other, whatever this Pillow would do itself."""
+    image = preprocess.open_image(IMAGES / "tall.png")
+    size = model.config.preprocess.image_size
+    resized, new_size = image, preprocess.resize(image, size, "bicubic", "shortest").size
+    for side in order:
+        between = tuple(new_size[i] if i == side else resized.size[i] for i in (0, 1))
+        resized = resized.resize(between, Image.Resampling.BICUBIC)
+    traced = trace(model, resized)  # which is not resized again
+    return traced | {"image.decoded": bands(image)}
+
+
+def trace_of_texts(model, texts: list[str], repaired: bool = True) -> dict:
+    """repaired: whether ftfy guesses at mojibake."""
+    ids = tokenize(texts if repaired else [ftfy.fix_text(x, fix_encoding=False) for x in texts], truncate=True)
+    return {"text.utf8": utf8(texts), **trace(model, text=ids)}
 
 
 def save(traced: dict, path: Path, model, name: str, patterns: tuple[str, ...] = KEY) -> None:
     stages = without_padding(traced).items()
-    save_trace({x: stage for x, stage in stages if any(fnmatchcase(x, y) for y in patterns)}, path, model, name)
+    kept = {x: stage for x, stage in stages if any(fnmatchcase(x, y) for y in patterns)}
+    alternative = ALTERNATIVES.get(path.stem)
+    save_trace(kept, path, model, name, f"{alternative}.safetensors" if alternative else None)
+
+
+def checksums(weights: dict) -> dict:
+    """Of each tensor the shape, the exact sum rounded to float64, and the first, middle and last value."""
+    rows = {}
+    for name, tensor in weights.items():
+        if not name.endswith("num_batches_tracked"):
+            values = tensor.double().flatten().tolist()
+            picked = [values[i] for i in (0, len(values) // 2, -1)]
+            rows[name] = {"shape": list(tensor.shape), "sum": math.fsum(values), "values": picked}
+    return rows
 
 
 def cases() -> dict:
-    """Strings and their ids; sizes, and what resize and crop make of them."""
-    texts = [{"case": case, "text": text, "ids": ids_of(text)} for case, text in MORE_TEXTS.items()]
+    """Strings and their ids; sizes, and what resize and crop make of them; the pictures of preprocess.safetensors."""
+    texts = [{"case": case, "text": text, "ids": ids_of(text)} for case, text in (MORE_TEXTS | MOJIBAKE).items()]
     texts += [{"case": "golden", "text": text, "ids": ids_of(text)} for text in TEXTS]
-    return {"texts": texts, "sizes": [size_case(*case) for case in SIZES]}
+    return {"texts": texts, "sizes": [size_case(*case) for case in SIZES], "preprocess": preprocess_cases()}
+
+
+def preprocess_cases() -> list[dict]:
+    return [
+        {"case": name, "mode": mode, "size": [width, height], **asdict(config)}
+        for name, (mode, width, height, config) in make_preprocess.CASES.items()
+    ]
 
 
 def ids_of(text: str) -> list[int]:
@@ -116,11 +172,26 @@ def ids_of(text: str) -> list[int]:
 def size_case(size: tuple[int, int], image_size: int) -> dict:
     """Width and height before and after; the box that is cut out: left, top, right, bottom."""
     resized = preprocess.resize(Image.new("1", size), image_size, "bicubic", "shortest").size
-    places = np.add.outer(np.arange(resized[1]) * 65536, np.arange(resized[0]))  # row * 65536 + column
-    corner = int(np.array(preprocess.center_crop(Image.fromarray(places.astype(np.int32)), image_size))[0, 0])
-    top, left = divmod(corner, 65536)
+    rows, columns = np.ogrid[: resized[1], : resized[0]]
+    top, left = (
+        int(np.array(preprocess.center_crop(Image.fromarray(place.astype(np.int32)), image_size))[0, 0])
+        for place in (rows + 0 * columns, columns + 0 * rows)
+    )
     box = [left, top, left + image_size, top + image_size]
     return {"size": list(size), "image_size": image_size, "resized": list(resized), "crop": box}
+
+
+def html_entities() -> dict:
+    """HTML5's names, most with a semicolon, and their characters; then the names in capitals that only ftfy knows."""
+    names = html.entities.html5
+    capitals = {x.upper(): y.upper() for x, y in names.items() if x.endswith(";") and x.islower()}
+    return {"html5": names, "capitals": {x: y for x, y in capitals.items() if html.unescape(f"&{x}") == f"&{x}"}}
+
+
+def windows_1252() -> dict:
+    """The bytes 128 to 159 that are characters in Windows-1252."""
+    characters = {byte: bytes([byte]).decode("windows-1252", errors="ignore") for byte in range(0x80, 0xA0)}
+    return {"windows_1252": {str(byte): character for byte, character in characters.items() if character}}
 
 
 def models() -> dict:
@@ -155,6 +226,9 @@ def as_json(table: dict) -> str:
     return "{\n " + ",\n ".join(lines) + "\n}\n"
 
 
+TABLES = {"cases.json": cases, "models.json": models}
+TABLES |= {"html_entities.json": html_entities, "windows_1252.json": windows_1252}
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     IMAGES.mkdir(exist_ok=True)
@@ -162,8 +236,8 @@ if __name__ == "__main__":
         image.save(IMAGES / f"{case}.png")
     for name in TINY:
         write_traces(name, GOLDENS / name)
-    (HERE / "cases.json").write_text(as_json(cases()))
-    (HERE / "models.json").write_text(as_json(models()))
+    for name, table in TABLES.items():
+        (HERE / name).write_text(as_json(table()))
     size = sum(path.stat().st_size for folder in (GOLDENS, IMAGES) for path in folder.rglob("*.*"))
     print(f"{size:,} bytes of goldens and pictures")
     if size > MOST_BYTES:
