@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from itertools import permutations, takewhile
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from miniclip.conformance.diagnose import diagnose
-from miniclip.conformance.files import TraceError, weights_sha256
-from miniclip.conformance.measure import PRECISIONS, Tolerance, fit, measure, tolerance_of
-from miniclip.conformance.report import Comparison, StageResult
+from miniclip.conformance.files import TraceError, load_stages, load_trace, weights_sha256
+from miniclip.conformance.measure import PRECISIONS, WEIGHT, Tolerance, fit, measure, tolerance_of
+from miniclip.conformance.mistakes.tokens import explain
+from miniclip.conformance.report import Comparison, StageResult, WrongText
+from miniclip.conformance.rules import strings
 from miniclip.loading import load
 from miniclip.models import CLIP
 
@@ -28,7 +32,8 @@ def compare(
     """Compare a port's stages, any subset, with those of `trace`.
 
     golden     all stages, or some, in forward order
-    mine       the port's, under the same names, in any float dtype; for the shapes that are taken see `measure.fit`
+    mine       the port's, under the same names, in any float dtype; for the shapes that are taken see `measure.fit`.
+               With a model also w.NAME, the weight NAME as the port has read it
     model      the model that made the golden: then a wrong stage is diagnosed
     dtype      what the port computes in, where its file doesn't show it; None: the dtype of each stage
 
@@ -39,10 +44,13 @@ def compare(
     for name, stage in golden.items():
         if stage.is_floating_point() and not stage.isfinite().all():
             raise TraceError(f"the golden's {name} has NaNs or infinities: trace the model again")
+    golden = _weights(model, mine) | dict(golden)
     given = {name: _as_tensor(mine[name]) for name in golden if name in mine}
     unknown = tuple(name for name in mine if name not in golden)
     if not given:
-        raise TraceError(f"the two have no stage in common: the golden has {_some(golden)}; the port {_some(mine)}")
+        remedy = "; its weights (w.NAME) are compared if the model is given" if model is None else ""
+        has = f"the golden has {_some(golden)}; the port {_some(mine)}"
+        raise TraceError(f"the two have no stage in common: {has}{remedy if _has_weights(mine) else ''}")
 
     results = [_judge(name, golden[name], x, dtype) for name, x in given.items()]
     wrong = next((result.name for result in results if not result.passed), None)
@@ -55,9 +63,67 @@ def compare(
         not_given=_not_given(golden, given, wrong),
         diagnosed=model is not None,
         diagnosis=diagnose(model, golden, given[wrong], wrong, passed, dtype) if model is not None else None,
+        texts=tuple(_wrong_texts(golden, given[wrong])) if wrong == "text.ids" else (),
         hints=tuple(_hints(golden, given, wrong)),
         unknown=unknown,
     )
+
+
+def compare_files(
+    golden: Path, mine: Path, model: str | None = None, dtype: torch.dtype | None = None, again: Path | None = None
+) -> Comparison:
+    """Compare a port's file with a golden file, or with the golden's alternative, if there is one and only that passes.
+
+    model      the name of the golden's model, which is loaded only if it is needed: a stage is wrong, or there are
+               weights to compare
+    again      what the port wrote in a second run of the same process, which must be the same in every bit
+    """
+    expected, metadata = load_trace(golden)
+    stages = load_stages(mine)
+    needed = model is not None and _has_weights(stages)
+    loaded = load_golden_model(model, metadata) if needed else None
+    comparison = compare(expected, stages, loaded, dtype)
+    alternative = metadata.get("alternative")
+    if alternative and not comparison.passed:
+        other = compare(load_trace(golden.parent / Path(alternative).name)[0], stages, loaded, dtype)
+        if other.passed:
+            comparison = replace(other, alternative=alternative)
+    if model is not None and loaded is None and not comparison.passed:
+        comparison = compare(expected, stages, load_golden_model(model, metadata), dtype)
+    return replace(comparison, changed=_changed(stages, load_stages(again), list(expected))) if again else comparison
+
+
+def _has_weights(stages: Iterable[str]) -> bool:
+    return any(name.startswith(WEIGHT) for name in stages)
+
+
+def _weights(model: CLIP | None, mine: Mapping[str, Tensor | np.ndarray]) -> dict[str, Tensor]:
+    """The model's weights that the port gave."""
+    weights = model.state_dict() if model is not None else {}
+    return {WEIGHT + name: x.float().cpu() for name, x in weights.items() if WEIGHT + name in mine}
+
+
+def _changed(first: Mapping[str, Tensor], second: Mapping[str, Tensor], order: list[str]) -> tuple[str, ...]:
+    """The stages that differ between two runs, or that only one of them has; those of `order` first."""
+    names = [*filter((first.keys() | second.keys()).__contains__, order), *sorted(first.keys() | second.keys())]
+    both = first.keys() & second.keys()
+    return tuple(name for name in dict.fromkeys(names) if name not in both or not _same_bits(first[name], second[name]))
+
+
+def _same_bits(x: Tensor, y: Tensor) -> bool:
+    return x.shape == y.shape and x.dtype == y.dtype and x.numpy().tobytes() == y.numpy().tobytes()
+
+
+def _wrong_texts(golden: Mapping[str, Tensor], mine: Tensor) -> Iterator[WrongText]:
+    """Each row of ids that is wrong, with its string and the mistakes that explain this row by itself."""
+    both = fit("text.ids", golden["text.ids"], mine)
+    if both is None:
+        return
+    texts = strings(golden["text.utf8"]) if "text.utf8" in golden else [None] * len(both[0])
+    for i, (text, right, got) in enumerate(zip(texts, *(x.tolist() for x in both), strict=True)):
+        if right != got:
+            place = next(k for k, pair in enumerate(zip(right, got, strict=True)) if pair[0] != pair[1])
+            yield WrongText(i, text, right, got, place, tuple(explain(text, got)) if text is not None else ())
 
 
 def _as_tensor(x: Tensor | np.ndarray) -> Tensor:
@@ -90,15 +156,8 @@ def _not_given(golden: Mapping[str, Tensor], given: Mapping[str, Tensor], wrong:
 def _hints(golden: Mapping[str, Tensor], given: Mapping[str, Tensor], wrong: str) -> Iterator[str]:
     """What can be said about a wrong stage without knowing how it is computed."""
     expected, mine = golden[wrong].double(), given[wrong].double()
-    for name, stage in golden.items():
-        both = fit(wrong, stage, mine) if name != wrong else None
-        if both is not None and both[0].any() and measure(*both, CLOSE).passed:
-            yield f"it is the golden's {name}"
-    if mine.ndim == expected.ndim <= 4:
-        for order in list(permutations(range(mine.ndim)))[1:]:
-            turned = mine.permute(order)
-            if turned.shape == expected.shape and measure(expected, turned, CLOSE).passed:
-                yield f"its dimensions are in another order: it is right after permute{order}"
+    yield from _hints_of_place(golden, mine, wrong)
+    yield from _hints_of_shape(expected, mine)
     both = fit(wrong, expected, mine)
     if both is None:
         if expected.numel() == mine.numel() and measure(expected.flatten(), mine.flatten(), CLOSE).passed:
@@ -109,11 +168,40 @@ def _hints(golden: Mapping[str, Tensor], given: Mapping[str, Tensor], wrong: str
         factor = float((both[0] * both[1]).sum() / both[0].square().sum())
         if abs(factor - 1) > 1e-3 and measure(both[0] * factor, both[1], CLOSE).passed:
             yield f"it is the golden's times {factor:.6g}"
+        if not wrong.startswith(WEIGHT) and measure(*both, PRECISIONS[torch.bfloat16]).passed:
+            yield from _hints_of_precision(given[wrong])
     pixels = "image.pixels"
     if pixels in given and wrong.startswith(("visual", "image_embedding", "logits")) and pixels in golden:
         both = fit(pixels, golden[pixels], given[pixels])
         if both is not None and not torch.equal(*(x.double() for x in both)):
             yield "the port's pixels are not quite the golden's: run its towers on the golden's image.pixels first"
+
+
+def _hints_of_place(golden: Mapping[str, Tensor], mine: Tensor, wrong: str) -> Iterator[str]:
+    for name, stage in golden.items():
+        both = fit(wrong, stage, mine) if name != wrong else None
+        if both is not None and both[0].any() and measure(*both, CLOSE).passed:
+            yield f"it is the golden's {name}"
+
+
+def _hints_of_shape(expected: Tensor, mine: Tensor) -> Iterator[str]:
+    if mine.ndim == expected.ndim <= 4:
+        for order in list(permutations(range(mine.ndim)))[1:]:
+            turned = mine.permute(order)
+            if turned.shape == expected.shape and measure(expected, turned, CLOSE).passed:
+                yield f"its dimensions are in another order: it is right after permute{order}"
+
+
+def _hints_of_precision(mine: Tensor) -> Iterator[str]:
+    """mine: a stage that is as near to the golden as half precision comes."""
+    if mine.dtype != torch.float32:
+        return
+    for half in (torch.float16, torch.bfloat16):
+        if torch.equal(mine.to(half).float(), mine):
+            name = str(half).removeprefix("torch.")
+            yield f"all its numbers are {name}'s: the port rounds to it. If it shall, say so with --dtype {name}"
+            return
+    yield "it is as near as half precision comes: are sums accumulated, or weights kept, in half precision?"
 
 
 def load_golden_model(name: str, metadata: Mapping[str, str]) -> CLIP:

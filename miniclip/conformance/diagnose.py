@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -10,8 +11,8 @@ from torch import Tensor
 
 from miniclip.conformance.files import TraceError
 from miniclip.conformance.forward import Forward, UnknownStageError, stages_of
-from miniclip.conformance.measure import INPUTS, Tolerance, fit, measure, tolerance_of
-from miniclip.conformance.mistakes import MISTAKES, Mistake
+from miniclip.conformance.measure import INPUTS, WEIGHT, Tolerance, fit, measure, tolerance_of
+from miniclip.conformance.mistakes import MISTAKES, Mistake, weights
 from miniclip.conformance.rules import RULES, picture
 from miniclip.conformance.trace import trace
 from miniclip.models import CLIP
@@ -19,6 +20,8 @@ from miniclip.preprocess import ImageError
 from miniclip.stages import tower_of
 
 MOST_UNEXPLAINED = 0.1  # of a stage's deviation, by a mistake that is named
+LARGE = 50_000_000  # weights; a model of fewer is diagnosed in one thread
+CANNOT_SHOW = (UnknownStageError, RuntimeError, IndexError, ImageError)  # raised where a model or picture lacks a part
 AS_GOOD = 2.0  # times the best explanation's remaining error: then it could be either
 
 
@@ -46,26 +49,63 @@ def diagnose(
     passed: stages that the port has right, from which the stage is recomputed. Raises TraceError if the model is not
     the one that the golden was made with, or the golden lacks what the stage is computed from.
     """
-    right = _complete(model, golden, wrong)
+    if wrong.startswith(WEIGHT):
+        return _weight(golden[wrong], mine)
     tolerance = tolerance_of(wrong, golden[wrong].dtype, mine.dtype, dtype)
-    # If what passed is not where it goes wrong, small errors may have added up on the way: then from the beginning.
-    for known in (passed, set()):
-        explanations = []
-        for mistake, forward in _planted(model, right, wrong, known):
-            try:
-                remaining = _remaining(wrong, forward[wrong], golden[wrong], mine, tolerance)
-            except (UnknownStageError, RuntimeError, ImageError):  # this model, or picture, can't show the mistake
-                continue
-            if remaining is not None:
-                explanations.append((remaining, mistake))
-        if explanations:
-            return _best(explanations)
+    with _one_thread(model):
+        right = _complete(model, golden, wrong)
+        # If no mistake at a stage behind those that passed explains it, small errors may have added up on the way: then
+        # from the beginning.
+        for known in (passed, set()) if passed else (set(),):
+            explanations = []
+            for mistake, forward in _planted(model, right, wrong, known):
+                try:
+                    remaining = _remaining(wrong, forward[wrong], golden[wrong], mine, tolerance)
+                    if remaining is not None:
+                        contradicted = _contradicted(mistake, forward, right, wrong, passed)
+                        explanations.append((contradicted, remaining, mistake))
+                except CANNOT_SHOW:
+                    continue
+            if explanations:
+                return _best(explanations)
     return None
 
 
-def _best(explanations: list[tuple[float, Mistake]]) -> Diagnosis:
-    (least, best), *others = sorted(explanations, key=lambda pair: pair[0])
-    also = [other.name for remaining, other in others if remaining <= AS_GOOD * least + 1e-6]
+def _weight(right: Tensor, mine: Tensor) -> Diagnosis | None:
+    if names := weights.explain(right, mine):
+        return Diagnosis(names[0], 1.0, *weights.place(), tuple(names[1:]))
+    return None
+
+
+@contextmanager
+def _one_thread(model: CLIP) -> Iterator[None]:
+    """Inside it PyTorch uses one thread for a small model, of which threads would only wait for each other."""
+    threads = torch.get_num_threads()
+    if sum(x.numel() for x in model.parameters()) < LARGE:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _contradicted(
+    mistake: Mistake, forward: Forward, right: Mapping[str, Tensor], wrong: str, passed: set[str]
+) -> bool:
+    """Whether the mistake would also show at a stage of the same block that the port has right."""
+    block = forward.stages[wrong].block
+    for name in passed:
+        stage = forward.stages.get(name)
+        if stage and block and stage.block == block and stage.rule in mistake.planted:
+            both = fit(name, right[name], forward.compute(name))
+            if both is None or not measure(*both, tolerance_of(name, right[name].dtype)).passed:
+                return True
+    return False
+
+
+def _best(explanations: list[tuple[bool, float, Mistake]]) -> Diagnosis:
+    (contradicted, least, best), *others = sorted(explanations, key=lambda row: row[:2])
+    also = [mistake.name for other, x, mistake in others if other == contradicted and x <= AS_GOOD * least + 1e-6]
     return Diagnosis(best.name, 1 - least, *best.place(), tuple(dict.fromkeys(also)))
 
 
@@ -81,8 +121,8 @@ def _complete(model: CLIP, golden: Mapping[str, Tensor], wrong: str) -> dict[str
         right = trace(model, image, text)
     except (ValueError, RuntimeError) as error:
         raise TraceError(f"the model can't be run on the golden's inputs: {error}") from error
-    for name in golden:
-        both = fit(name, golden[name], right.get(name, golden[name]))
+    for name in filter(right.__contains__, golden):
+        both = fit(name, golden[name], right[name])
         tolerance = tolerance_of(name, golden[name].dtype, model.dtype)
         if both is None or not measure(*both, tolerance).passed:
             raise TraceError(f"this model does not compute the golden's {name}: give the model that made the golden")

@@ -60,6 +60,7 @@ class Forward:
         tower: str | None = None,
     ):
         self.config = model.config
+        self.stages = stages_of(model.config)
         self.model = model
         self._rules = rules
         self._known = {name: x.float() if x.is_floating_point() else x for name, x in known.items()}
@@ -73,7 +74,7 @@ class Forward:
 
     def compute(self, name: str) -> Tensor:
         """A stage by its rule, also if it is known."""
-        stage = stages_of(self.config).get(name)
+        stage = self.stages.get(name)
         if stage is None or stage.rule not in self._rules:
             raise UnknownStageError(f"{name} is not known, and no rule says how to compute it")
         rule = self._rules[stage.rule]
@@ -83,9 +84,9 @@ class Forward:
 
     def input_of(self, name: str) -> Tensor:
         """The stage before this one's block, or before this one where it is in no block."""
-        stages, inputs = stages_of(self.config), inputs_of(self.config)
+        inputs = inputs_of(self.config)
         missing = [inputs[name]]
-        while missing[-1] not in self._known and stages[missing[-1]].block == missing[-1]:  # the output of a block
+        while missing[-1] not in self._known and self.stages[missing[-1]].block == missing[-1]:  # the output of a block
             missing.append(inputs[missing[-1]])
         for name in reversed(missing):  # first block first, so that deep models don't nest calls deeply
             self[name]

@@ -36,23 +36,28 @@ PRECISIONS = {
     torch.float16: Tolerance(2e-2, 1e-2),
     torch.bfloat16: Tolerance(1e-1, 4.5e-2),
 }
+WEIGHT = "w."  # a port's stage w.NAME is the weight NAME as it has read it
 
 
 class Difference(NamedTuple):
-    """What `measure` finds."""
+    """What `measure` finds: each error with its limit in the same unit, then the units of other projects' kits."""
 
-    max_error: float  # of an element, absolute
+    max_error: float  # largest |difference| of an element
+    max_limit: float
     relative_error: float  # |difference| / |golden|
+    relative_limit: float
     cosine: float
+    nmse: float  # squared difference / squared golden, as in ggml's tests
+    ulp: int | None  # largest distance in units in the last place of float32, as in WebNN's; None with NaNs
     passed: bool
 
 
 def tolerance_of(stage: str, *dtypes: torch.dtype | None) -> Tolerance:
     """What the least precise of these dtypes allows."""
-    of_inputs = INPUTS.get(stage)
-    if of_inputs == EXACT:
+    if INPUTS.get(stage) == EXACT:
         return EXACT
-    rounded = [PRECISIONS.get(dtype, EXACT) for dtype in dtypes] if of_inputs is None else [of_inputs]
+    fixed = EXACT if stage.startswith(WEIGHT) else INPUTS.get(stage)
+    rounded = [PRECISIONS.get(dtype, EXACT) for dtype in dtypes] if fixed is None else [fixed]
     rounded += [PRECISIONS[dtype] for dtype in dtypes if dtype in (torch.float16, torch.bfloat16)]
     return Tolerance(*(max(sides) for sides in zip(*rounded, strict=True)))
 
@@ -63,7 +68,7 @@ def fit(stage: str, golden: Tensor, mine: Tensor) -> tuple[Tensor, Tensor] | Non
     Sides of 1 may be left out or added. Text stages may differ in their number of tokens, since padding has no
     influence on what comes before it: those that both have are kept.
     """
-    if golden.ndim == mine.ndim:
+    if golden.ndim == mine.ndim and not stage.startswith(WEIGHT):
         for side in token_sides(stage):
             tokens = min(golden.shape[side], mine.shape[side])
             golden, mine = golden.narrow(side, 0, tokens), mine.narrow(side, 0, tokens)
@@ -84,5 +89,13 @@ def measure(golden: Tensor, mine: Tensor, tolerance: Tolerance) -> Difference:
     relative = float(difference.norm()) / length if length else (0.0 if max_error == 0 else math.inf)
     norms = length * float(mine.norm())
     cosine = float((golden * mine).sum()) / norms if norms else float(max_error == 0)
-    passed = max_error <= tolerance.largest * float(golden.abs().max()) and relative <= tolerance.relative
-    return Difference(max_error, relative, cosine, passed)
+    max_limit = tolerance.largest * float(golden.abs().max())
+    passed = max_error <= max_limit and relative <= tolerance.relative
+    ulp = None if math.isnan(max_error) else int((_ordered(golden) - _ordered(mine)).abs().max())
+    return Difference(max_error, max_limit, relative, tolerance.relative, cosine, relative**2, ulp, passed)
+
+
+def _ordered(x: Tensor) -> Tensor:
+    """float32 numbers as integers, neighbours one apart; 0 and -0 are the same."""
+    bits = x.float().view(torch.int32).long()
+    return torch.where(bits < 0, -(bits & 0x7FFFFFFF), bits)

@@ -15,7 +15,6 @@ from dataclasses import asdict
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-import ftfy
 import make_preprocess
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from PIL import Image
 from miniclip import load, preprocess
 from miniclip.config import MODELS, CLIPConfig, to_json
 from miniclip.conformance.files import save_trace, without_padding
+from miniclip.conformance.mistakes import tokens
 from miniclip.conformance.rules import bands, utf8
 from miniclip.conformance.trace import trace
 from miniclip.loading import blank_model
@@ -127,7 +127,8 @@ def trace_of_tall(model, order: tuple[int, int]) -> dict:
 
 def trace_of_texts(model, texts: list[str], repaired: bool = True) -> dict:
     """repaired: whether ftfy guesses at mojibake."""
-    ids = tokenize(texts if repaired else [ftfy.fix_text(x, fix_encoding=False) for x in texts], truncate=True)
+    steps = {} if repaired else tokens.STEPS["no guess at mojibake"]
+    ids = torch.tensor([tokens.ids_of(text, model.context_length, **steps) for text in texts], dtype=torch.int32)
     return {"text.utf8": utf8(texts), **trace(model, text=ids)}
 
 

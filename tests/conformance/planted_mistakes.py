@@ -3,6 +3,9 @@
 Each table: the mistake's name, where it shows first, then old and new source by turns. The old source must occur once.
 """
 
+import PIL
+
+PILLOW_13 = int(PIL.__version__.split(".")[0]) >= 13  # which resizes tall pictures along the height first
 BLOCK, TEXT_BLOCK = "visual.transformer.resblocks.0", "transformer.resblocks.0"
 ATTENTION = f"{BLOCK}.attn"
 PROBABILITIES = f"{ATTENTION}.probabilities"
@@ -38,6 +41,15 @@ _SIDE = "size * side // min(height, width)"
 _ALPHA = "    has_alpha = bands in (2, 4)\n"
 _OFFSETS = "round((side - size) / 2)"
 _CROPPED = "return middle[..., :3] if middle.shape[2] > 2"
+_DIVIDED = "return divide_by_alpha(x) if has_alpha else x"
+_LINEAR = (
+    *_FLOATS[:6],
+    "multiply_by_alpha(picture) if has_alpha else picture",
+    "(lambda c: np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4))(picture / 255)",
+    _DIVIDED,
+    "x = x.clip(0, 1)\n"
+    "    return np.rint(255 * np.where(x <= 0.0031308, 12.92 * x, 1.055 * x ** (1 / 2.4) - 0.055)).astype(np.uint8)",
+)
 _NORMALIZED = "(picture.astype(np.float32) / np.float32(255) - MEAN) / STD"
 
 
@@ -65,6 +77,10 @@ PICTURES = [
         "center = (i + 0.5) * scale", "center = i * (size - 1) / (new_size - 1) + 0.5",
     ),
     ("no rounding to bytes between the two passes", "RGB", "image.resized", *_FLOATS),
+    ("resized in linear light", "RGB", "image.resized", *_LINEAR),
+    ("the other order of the two passes", "tall", "image.resized",
+     "if height - new_height > max(2 * (width - new_width), 0):", "if False:" if PILLOW_13 else "if True:"),
+    ("alpha kept premultiplied", "RGBA", "image.resized", _DIVIDED, "return x"),
     ("squashed to a square", "RGB", "image.resized", _SIDE, "size"),
     ("longer side rounded, not floored", "rounded", "image.resized", _SIDE, "round(size * side / min(height, width))"),
     ("longer side rounded up", "rounded up", "image.resized", _SIDE, "-(-size * side // min(height, width))"),
@@ -125,6 +141,7 @@ VIT = [
     ("ln_pre missing", "visual.ln_pre",
      'layer_norm(stages("visual.embedded", x), w, "visual.ln_pre")', 'stages("visual.embedded", x)'),
     ("pooled: mean of all tokens", "visual.pooled", _CLASS, 'stages("visual.pooled", x.mean(axis=1))'),
+    ("pooled: maximum over all tokens", "visual.pooled", _CLASS, 'stages("visual.pooled", x.max(axis=1))'),
     ("pooled: mean of the patches", "visual.pooled", _CLASS, 'stages("visual.pooled", x[:, 1:].mean(axis=1))'),
     ("pooled: the last token", "visual.pooled", _CLASS, 'stages("visual.pooled", x[:, -1])'),
     ("pooled: the first patch", "visual.pooled", _CLASS, 'stages("visual.pooled", x[:, 1])'),
@@ -151,7 +168,10 @@ _TEXT_POOLED = "x[np.arange(len(x)), ids.argmax(axis=1)]"
 
 TEXT = [
     ("token embeddings scaled by sqrt(D)", "token_embedding", _EMBEDDED, f"{_EMBEDDED} * np.float32(np.sqrt(128))"),
-    ("ids off by one", "token_embedding", _EMBEDDED, 'w["token_embedding.weight"][np.maximum(ids - 1, 0)]'),
+    ("embeddings of ids one too high", "token_embedding",
+     _EMBEDDED, 'w["token_embedding.weight"][np.minimum(ids + 1, 49407)]'),
+    ("embeddings of ids one too low", "token_embedding",
+     _EMBEDDED, 'w["token_embedding.weight"][np.maximum(ids - 1, 0)]'),
     ("text without positions", "text.embedded", _PLACED, "x"),
     ("text positions from 1 instead of 0", "text.embedded", _PLACED, 'x + np.roll(w["positional_embedding"], -1, 0)'),
     ("text positions one late", "text.embedded", _PLACED, 'x + np.roll(w["positional_embedding"], 1, 0)'),
@@ -230,6 +250,9 @@ TRANSFORMER = [
     ("QKV in the order V, K, Q", f"{ATTENTION}.q", _SPLIT, _SPLIT.replace("q, k, v", "v, k, q")),
     ("QKV bias missing", f"{ATTENTION}.q",
      'linear(norm, w, f"{block}.attn.in_proj_")', 'norm @ w[f"{block}.attn.in_proj_weight"].T'),
+    *((f"bias of {x} missing", f"{ATTENTION}.{x}",
+       _SPLIT, f'{_SPLIT}\n        {x} = {x} - np.split(w[f"{{block}}.attn.in_proj_bias"], 3)["qkv".index("{x}")]')
+      for x in "qkv"),
     ("block's input not normed for QKV", f"{ATTENTION}.q", _SPLIT, _SPLIT.replace("norm", "x")),
     ("no 1/sqrt(d)", PROBABILITIES, _SCALE, ""),
     ("1/sqrt(D) instead of 1/sqrt(d)", PROBABILITIES, _SCALE, " / np.float32(np.sqrt(128))"),
@@ -315,6 +338,8 @@ RESNET = [
      "np.maximum.reduce([x[:, :, i::2, j::2] for i in (0, 1) for j in (0, 1)])")),
     ("stride in the shortcut's convolution instead of average pooling", "visual.layer2.0.downsample.-1",
      _SHORTCUT_POOL, _SHORTCUT_POOL.replace("average_pool(x, stride)", _EVERY_SECOND)),
+    ("shortcut's BatchNorm missing", "visual.layer1.0.downsample.1",
+     'batch_norm(shortcut, w, f"{block}.downsample.1")', "shortcut"),
     ("no ReLU after the addition", "visual.layer1.0", _END, f"{_BN_3} + shortcut"),
     ("ReLU before the addition", "visual.layer1.0", _END, f"np.maximum({_BN_3}, 0) + shortcut"),
     ("shortcut missing", "visual.layer1.0", _END, f"np.maximum({_BN_3}, 0)"),
@@ -357,6 +382,15 @@ TOKENS = [
     ("accents stripped", '" ".join(text.split()).lower()',
      '"".join(c for c in unicodedata.normalize("NFD", " ".join(text.split()).lower()) if not unicodedata.combining(c))',
      "import gzip\n", "import gzip\nimport unicodedata\n"),
+    ("only ASCII letters lower-cased", '" ".join(text.split()).lower()',
+     '"".join(c.lower() if c.isascii() else c for c in " ".join(text.split()))'),
+    ("no guess at mojibake", "ftfy.fix_text(text)", "ftfy.fix_text(text, fix_encoding=False)"),
+    ("HTML number references not unescaped", _REPAIR,
+     "(lambda f: f(f(ftfy.fix_text(text, unescape_html=False))))("
+     "lambda x: __import__('re').sub('&[a-zA-Z]+;?', lambda m: html.unescape(m[0]), x))"),
+    ("HTML number references 128 to 159 taken as code points", _REPAIR,
+     "(lambda f: f(f(ftfy.fix_text(text))))(lambda x: html.unescape("
+     "__import__('re').sub('&#1[2-5][0-9];?', lambda m: chr(int(m[0].strip('&#;'))), x)))"),
     ("characters beyond ASCII dropped", '" ".join(text.split()).lower()',
      '" ".join(text.split()).lower().encode("ascii", "ignore").decode()'),
     ("digits not split", "\\p{N}                  #", "\\p{N}+                  #"),
@@ -364,6 +398,11 @@ TOKENS = [
     ("split at white space only", "_word_pattern().findall(text)", "text.split()"),
     ("punctuation dropped", "          | [^\\s\\p{L}\\p{N}]+   ", "  "),
     ("ends of words not marked", "symbols[-1] += END_OF_WORD", "symbols[-1] += 0"),
+    ("all bytes of the last character marked as the word's end", "symbols[-1] += END_OF_WORD",
+     "last = len(word[-1].encode()); symbols[-last:] = [i + END_OF_WORD for i in symbols[-last:]]"),
+    ("every id one too high", "[START, *encode(text), END]", "[i + 1 for i in (START, *encode(text), END)]"),
+    ("ids of merges one too high: the table's heading counted", "else merge_pairs(word_symbols(word))",
+     "else [i + (i >= 512) for i in merge_pairs(word_symbols(word))]"),
     ("longest match in the vocabulary instead of merges", _MERGED,
      "    table = {spelling: i for i, spelling in _spellings().items()}\n"
      '    rest, ids = b"".join(_spellings()[i] for i in symbols), []\n'
@@ -390,7 +429,6 @@ UNKNOWN = [
     (None, "visual.embedded", _POSITION, ' + w["visual.positional_embedding"] * np.float32(0.5)\n'),
     (None, PROBABILITIES, _SCALE, " / np.float32(7)"),
     (None, f"{BLOCK}.residual", "x + attention", "x + attention / 2"),
-    (None, "visual.pooled", _CLASS, 'stages("visual.pooled", x.max(axis=1))'),
     (None, "visual.ln_pre", _MEAN, "    x = x - np.median(x, axis=-1, keepdims=True)\n"),
     (None, "text.embedded", _PLACED, "x + w[\"positional_embedding\"][: ids.shape[1]][::-1]"),
     (None, "image_embedding", "np.sqrt((x * x).sum(axis=-1, keepdims=True))", "abs(x).sum(axis=-1, keepdims=True)"),

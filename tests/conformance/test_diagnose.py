@@ -17,8 +17,8 @@ from PIL import Image
 
 from miniclip.config import CLIPConfig, PreprocessConfig, ResNetConfig, TextConfig, TransformerConfig, ViTConfig
 from miniclip.config import openai_transformer as transformer
-from miniclip.conformance import compare, trace
-from miniclip.conformance.mistakes import MISTAKES
+from miniclip.conformance import TraceError, compare, trace
+from miniclip.conformance.mistakes import MISTAKES, weights
 from miniclip.conformance.rules import utf8
 from miniclip.loading import blank_model, build_model, shapes_of
 from miniclip.stages import tower_of
@@ -29,6 +29,7 @@ EXAMPLES, TOKENIZER = ROOT / "examples", ROOT / "miniclip" / "tokenizer.py"
 TOWERS = ("visual", "text")
 TEXTS = ["a dog", "Two <|endoftext|> s!"]
 STRINGS = ["It's 2024: a CAFÉ", "<i>&eacute;clair &amp; Â£5</i>", "pterodactylish unfathom!!!", "x <|endoftext|> y"]
+STRINGS += ["<b>3 &#151; 5 &#x20AC;"]
 
 
 def model_of(vision, text: TransformerConfig):
@@ -61,6 +62,7 @@ PICTURES = {  # model, width, height
     "excess 9": ("vit", picture("RGB", 41, 32)),  # 4.5 is rounded to 4
     "excess 11": ("vit", picture("RGB", 43, 32)),  # 5.5 to 6
     "RGBA": ("vit", picture("RGBA", 60, 71)),
+    "tall": ("vit", picture("RGB", 50, 131)),
 }
 
 
@@ -185,6 +187,37 @@ def test_mistake_that_nobody_knows(goldens, name, stage, edits):
     assert comparison.first_wrong == stage
     assert comparison.diagnosed and comparison.diagnosis is None
     assert "none of the catalogue explains it" in str(comparison)
+
+
+@pytest.mark.parametrize("name", weights.WEIGHTS)
+def test_mistake_in_reading_weights(models, name):
+    model = models["vit"]
+    matrix = model.visual.proj.detach().half().float()
+    matrix[0, :8] = torch.arange(1, 9) / 2**20  # below 2^-14 most float16 numbers are subnormal
+    if name == "bfloat16 read as float16":
+        matrix = matrix.bfloat16().float()
+    with torch.no_grad():
+        model.visual.proj.copy_(matrix)
+    mine = weights.WEIGHTS[name](matrix)
+    golden = {"text.ids": torch.zeros(1, 3)}
+    comparison = compare(golden, {"w.visual.proj": matrix}, model)
+    assert comparison.passed
+    if mine.isfinite().all():
+        check(golden, {"w.visual.proj": mine}, model, "w.visual.proj", name)
+    else:
+        assert compare(golden, {"w.visual.proj": mine}, model).first_wrong == "w.visual.proj"
+
+
+def test_weights_must_be_exact(models):
+    model = models["vit"]
+    golden, matrix = {"text.ids": torch.zeros(1, 3)}, model.visual.proj.detach()
+    changed = matrix.clone()
+    changed[3, 4] += 1e-6
+    comparison = compare(golden, {"w.visual.proj": changed}, model)
+    assert comparison.first_wrong == "w.visual.proj" and comparison.diagnosis is None
+    assert compare(golden, {"w.visual.proj": matrix.half()}, model).passed  # a port in half precision
+    with pytest.raises(TraceError, match="compared if the model is given"):
+        compare(golden, {"w.visual.proj": matrix})
 
 
 def test_every_mistake_is_planted():

@@ -21,11 +21,16 @@ class Mistake(NamedTuple):
 
     def place(self) -> tuple[str, str]:
         """Where our code does it right: "miniclip/ops.py:21", and that line."""
-        lines, first = inspect.getsourcelines(self.right)
-        first = max(first, 1)  # 0 of a module
-        offset = next((i for i, line in enumerate(lines) if self.line in line), 0)
-        file = Path(inspect.getsourcefile(inspect.unwrap(self.right)))
-        return f"{file.parent.relative_to(_root(file)) / file.name}:{first + offset}", lines[offset].strip()
+        return place_of(self.right, self.line)
+
+
+def place_of(right: Callable | ModuleType, part: str) -> tuple[str, str]:
+    """The file and number of the first line of `right` that has `part` in it, and that line."""
+    lines, first = inspect.getsourcelines(right)
+    first = max(first, 1)  # 0 of a module
+    offset = next((i for i, line in enumerate(lines) if part in line), 0)
+    file = Path(inspect.getsourcefile(inspect.unwrap(right)))
+    return f"{file.parent.relative_to(_root(file)) / file.name}:{first + offset}", lines[offset].strip()
 
 
 def _root(file: Path) -> Path:

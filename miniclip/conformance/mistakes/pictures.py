@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -34,6 +35,38 @@ def _interpolated(s: Scope, **options) -> Tensor:
 def _pillow(s: Scope, image: Image.Image | None = None, filter: int = Image.Resampling.BICUBIC, rounded=math.floor):
     height, width = _new_size(s, rounded)
     return bands((image or picture(s["image.decoded"])).resize((width, height), filter))
+
+
+def _in_other_order(s: Scope) -> Tensor:
+    """The two passes in the other order than this Pillow's."""
+    image = picture(s["image.decoded"])
+    height, width = _new_size(s)
+    by_width = image.resize((width, image.height), Image.Resampling.BICUBIC)
+    by_height = image.resize((image.width, height), Image.Resampling.BICUBIC)
+    width_first = bands(by_width.resize((width, height), Image.Resampling.BICUBIC))
+    height_first = bands(by_height.resize((width, height), Image.Resampling.BICUBIC))
+    return height_first if torch.equal(width_first, bands(resize(s))) else width_first
+
+
+def _in_linear_light(s: Scope) -> Tensor:
+    """sRGB's curve undone before the resize and applied after it; alpha has no curve."""
+    planes = s["image.decoded"].permute(2, 0, 1).float() / 255
+    colours = planes[: 3 if len(planes) > 2 else 1]
+    linear = torch.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
+    planes = torch.cat([linear, planes[len(linear) :]])[None]
+    resized = F.interpolate(planes, _new_size(s), mode="bicubic", antialias=True)[0].clamp(0, 1)
+    linear = resized[: len(linear)]
+    curved = torch.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear ** (1 / 2.4) - 0.055)
+    return (torch.cat([curved, resized[len(linear) :]]) * 255).round().to(torch.uint8).permute(1, 2, 0)
+
+
+def _premultiplied(s: Scope) -> Tensor:
+    """Colours multiplied by alpha before the resize, and not divided by it afterwards."""
+    image = picture(s["image.decoded"]).convert("RGBA")
+    height, width = _new_size(s)
+    resized = image.convert("RGBa").resize((width, height), Image.Resampling.BICUBIC)
+    found = torch.from_numpy(np.array(resized).copy())
+    return found[..., [0, 3]] if s["image.decoded"].shape[2] == 2 else found
 
 
 def _on_background(s: Scope, level: int) -> Tensor:
@@ -90,6 +123,8 @@ PICTURES = (
     _resized("bilinear without antialias", lambda s: _interpolated(s, mode="bilinear")),
     _resized("corners aligned", lambda s: _interpolated(s, mode="bicubic", align_corners=True)),
     _resized("no rounding to bytes between the two passes", lambda s: _interpolated(s, mode="bicubic", antialias=True)),
+    _resized("resized in linear light", _in_linear_light),
+    _resized("the other order of the two passes", _in_other_order),
     _sized("squashed to a square", lambda s: bands(resize(s, resize_mode="squash"))),
     _sized("longer side rounded, not floored", lambda s: _pillow(s, rounded=round)),
     _sized("longer side rounded up", lambda s: _pillow(s, rounded=math.ceil)),
@@ -98,6 +133,7 @@ PICTURES = (
         {"image.resized": lambda s: _pillow(s, picture(s["image.decoded"]).convert("RGB"))},
         *_RGB,
     ),
+    Mistake("alpha kept premultiplied", {"image.resized": _premultiplied}, preprocess, "image.resize("),
     Mistake("alpha composited on white", {"image.resized": lambda s: _composited(s, 255)}, *_RGB),
     Mistake("alpha composited on black", {"image.resized": lambda s: _composited(s, 0)}, *_RGB),
     Mistake("crop offset rounded down", {"image.cropped": lambda s: _cropped(s, math.floor)}, *_HALF_TO_EVEN),

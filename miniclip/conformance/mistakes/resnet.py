@@ -123,6 +123,8 @@ RESNET = (
             {"bottleneck.avgpool": lambda s: F.max_pool2d(s[".relu2"], s.stride)}, *_STRIDE),
     Mistake("stride in the shortcut's convolution instead of average pooling",
             {"bottleneck.downsample.-1": _strided_input}, Bottleneck, 'nn.AvgPool2d(stride))'),
+    Mistake("shortcut's BatchNorm missing", {"bottleneck.downsample.1": lambda s: s[".downsample.0"]},
+            Bottleneck, '"1", nn.BatchNorm2d('),
     Mistake("no ReLU after the addition", {"bottleneck": lambda s: s[".bn3"] + shortcut(s)}, *_END),
     Mistake("ReLU before the addition", {"bottleneck": lambda s: F.relu(s[".bn3"]) + shortcut(s)}, *_END),
     Mistake("shortcut missing", {"bottleneck": lambda s: F.relu(s[".bn3"])}, *_END),

@@ -52,8 +52,14 @@ TEXT = (
         "self.token_embedding(",
     ),
     Mistake(
-        "ids off by one",
+        "embeddings of ids one too low",
         {"token_embedding": lambda s: _rows(s, (s["text.ids"] - 1).clamp(min=0))},
+        TextTransformer,
+        "self.token_embedding(",
+    ),
+    Mistake(
+        "embeddings of ids one too high",
+        {"token_embedding": lambda s: _rows(s, s["text.ids"] + 1)},
         TextTransformer,
         "self.token_embedding(",
     ),
@@ -80,4 +86,5 @@ TEXT = (
 
 
 def _rows(s: Scope, ids: Tensor) -> Tensor:
-    return s.weight("token_embedding.weight")[ids.long()]
+    weight = s.weight("token_embedding.weight")
+    return weight[ids.long().clamp(max=len(weight) - 1)]

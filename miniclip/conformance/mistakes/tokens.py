@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import html
+import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 
 import torch
@@ -17,31 +18,50 @@ from miniclip.conformance.rules import strings
 from miniclip.tokenizer import END, END_OF_WORD, START, merge_pairs, split_words, word_symbols
 
 
-def _ids(
-    s: Scope,
+def ids_of(
+    text: str,
+    length: int,
     clean: Callable[[str], str] = tokenizer.clean,
     split: Callable[[str], list[str]] = split_words,
     word: Callable[[str], list[int]] = lambda word: merge_pairs(word_symbols(word)),
+    special: Mapping[str, int] = tokenizer.SPECIAL_TOKENS,
     start: tuple[int, ...] = (START,),
     end: tuple[int, ...] = (END,),
     padding: int = 0,
-) -> Tensor:
-    """As tokenize(..., truncate=True), with some steps replaced."""
-    length = s.config.text.context_length
-    rows = []
-    for text in strings(s["text.utf8"]):
-        special = tokenizer.SPECIAL_TOKENS
-        words = [[special[x]] if x in special else word(x) for x in split(clean(text))]
-        ids = [*start, *(i for word in words for i in word)]
-        ids = [*ids[: length - len(end)], *end]
-        rows.append(ids + [padding] * (length - len(ids)))
-    return torch.tensor(rows, dtype=torch.int32)
+) -> list[int]:
+    """As tokenize(text, length, truncate=True), with some steps replaced."""
+    words = [[special[x]] if x in special else word(x) for x in split(clean(text))]
+    ids = [*start, *(i for word in words for i in word)]
+    ids = [*ids[: length - len(end)], *end]
+    return ids + [padding] * (length - len(ids))
 
 
-def _repaired(text: str) -> str:
+def explain(text: str, ids: list[int]) -> list[str]:
+    """The mistakes under which a text gets these ids, which may lack padding."""
+    length = len(ids)
+    return [name for name, steps in STEPS.items() if ids_of(text, length, **steps) == ids]
+
+
+def _repaired(text: str, unescape: Callable[[str], str] = html.unescape, **options) -> str:
+    """options: those of ftfy.fix_text."""
     import ftfy
 
-    return html.unescape(html.unescape(ftfy.fix_text(text)))
+    return unescape(unescape(ftfy.fix_text(text, **options)))
+
+
+def _names_only(text: str) -> str:
+    """HTML's names unescaped, its number references left as they are."""
+    return re.sub(r"&[^#&][^&]*", lambda match: html.unescape(match[0]), text)
+
+
+def _by_code_point(text: str) -> str:
+    """Number references taken as code points, also 128 to 159, which HTML reads as Windows-1252."""
+    references = re.compile(r"&#(?:1[2-4]\d|15\d|[xX][89][0-9a-fA-F]);?")
+    return html.unescape(references.sub(lambda match: _character(match[0].strip("&#;")), text))
+
+
+def _character(number: str) -> str:
+    return chr(int(number[1:], 16) if number[0] in "xX" else int(number))
 
 
 def _tidy(text: str) -> str:
@@ -102,12 +122,35 @@ _MERGES = (tokenizer.merge_pairs, "heappop(")
 _FRAME = (tokenizer.tokenize, "[START, ")
 
 
+STEPS: dict[str, dict] = {}  # the steps that each mistake replaces, by its name
+
+
 def _mistake(name: str, place: tuple, **steps) -> Mistake:
-    return Mistake(name, {"text.ids": lambda s: _ids(s, **steps)}, *place)
+    STEPS[name] = steps
+    return Mistake(name, {"text.ids": lambda s: _rows(s, steps)}, *place)
+
+
+def _rows(s: Scope, steps: dict) -> Tensor:
+    length = s.config.text.context_length
+    return torch.tensor([ids_of(text, length, **steps) for text in strings(s["text.utf8"])], dtype=torch.int32)
 
 
 def _ascii(text: str) -> str:
     return text.encode("ascii", "ignore").decode()
+
+
+def _lower_ascii(text: str) -> str:
+    return "".join(c.lower() if c.isascii() else c for c in " ".join(_repaired(text).split()))
+
+
+def _end_on_every_byte(word: str) -> list[int]:
+    """All bytes of the last character marked as the end of the word."""
+    symbols, last = word_symbols(word), len(word[-1].encode())
+    return merge_pairs([*symbols[:-last], *(i % END_OF_WORD + END_OF_WORD for i in symbols[-last:])])
+
+
+def _one_higher(word: str, least: int = 0) -> list[int]:
+    return [i + (i >= least) for i in merge_pairs(word_symbols(word))]
 
 
 TOKENS = (
@@ -116,6 +159,12 @@ TOKENS = (
     _mistake("HTML entities not unescaped", _REPAIR, clean=lambda text: _tidy(_only_fixed(text))),
     _mistake("ftfy and HTML entities missing", _REPAIR, clean=_tidy),
     _mistake("accents stripped", _CLEAN, clean=lambda text: _without_accents(tokenizer.clean(text))),
+    _mistake("only ASCII letters lower-cased", _CLEAN, clean=_lower_ascii),
+    _mistake("no guess at mojibake", _REPAIR, clean=lambda text: _tidy(_repaired(text, fix_encoding=False))),
+    _mistake("HTML number references not unescaped", _REPAIR,
+             clean=lambda text: _tidy(_repaired(text, _names_only, unescape_html=False))),
+    _mistake("HTML number references 128 to 159 taken as code points", _REPAIR,
+             clean=lambda text: _tidy(_repaired(text, _by_code_point))),
     _mistake("characters beyond ASCII dropped", (tokenizer.word_symbols, "word.encode()"),
              clean=lambda text: _ascii(tokenizer.clean(text))),
     _mistake("digits not split", (tokenizer._word_pattern, r"\p{N}  "), split=lambda text: _cut_by(_NO_DIGITS)(text)),
@@ -125,9 +174,15 @@ TOKENS = (
     _mistake("punctuation dropped", (tokenizer._word_pattern, r"[^\s\p{L}\p{N}]+"),
              split=lambda text: _cut_by(_NO_PUNCTUATION)(text)),
     _mistake("ends of words not marked", (tokenizer.word_symbols, "END_OF_WORD"), word=_unmarked),
+    _mistake("all bytes of the last character marked as the word's end", (tokenizer.word_symbols, "END_OF_WORD"),
+             word=_end_on_every_byte),
     _mistake("longest match in the vocabulary instead of merges", _MERGES, word=_longest_match),
     _mistake("merges from the left instead of by rank", _MERGES, word=_leftmost_merge),
     _mistake("bytes not merged", _MERGES, word=word_symbols),
+    _mistake("every id one too high", _FRAME, word=_one_higher, start=(START + 1,), end=(END + 1,),
+             special={text: i + 1 for text, i in tokenizer.SPECIAL_TOKENS.items()}),
+    _mistake("ids of merges one too high: the table's heading counted", _MERGES,
+             word=lambda word: _one_higher(word, 2 * END_OF_WORD)),
     _mistake("start token missing", _FRAME, start=()),
     _mistake("end token missing", _FRAME, end=()),
     _mistake("padded with the end token", (tokenizer.tokenize, "torch.zeros("), padding=END),

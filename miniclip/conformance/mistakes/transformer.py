@@ -65,6 +65,11 @@ def _qkv(name: str, rules: tuple[Rule, ...], place: tuple = _SPLIT) -> Mistake:
     return Mistake(name, {f"resblock.attn.{x}": rule for x, rule in zip("qkv", rules, strict=True)}, *place)
 
 
+def _no_bias(part: str) -> Mistake:
+    rule = lambda s: s.projected("qkv".index(part), bias=False)  # noqa: E731
+    return Mistake(f"bias of {part} missing", {f"resblock.attn.{part}": rule}, *_LINEAR)
+
+
 def _parts(rule) -> tuple[Rule, ...]:
     """rule(scope, part) for queries, keys and values."""
     return tuple(lambda s, part=part: rule(s, part) for part in range(3))
@@ -139,6 +144,7 @@ TRANSFORMER = (
     _qkv("Q and K swapped", tuple(lambda s, i=i: s.projected(i) for i in (1, 0, 2))),
     _qkv("QKV in the order V, K, Q", tuple(lambda s, i=i: s.projected(i) for i in (2, 1, 0))),
     _qkv("QKV bias missing", _parts(lambda s, part: s.projected(part, bias=False)), _LINEAR),
+    *(_no_bias(part) for part in "qkv"),
     _qkv("block's input not normed for QKV", _parts(lambda s, part: _of_input(s, part)), _FIRST_HALF),
     _attend("no 1/sqrt(d)", lambda s: (s.scores() + s.mask()).softmax(-1)),
     _attend("1/sqrt(D) instead of 1/sqrt(d)", lambda s: (s.scores() * s.stack.width**-0.5 + s.mask()).softmax(-1)),

@@ -80,6 +80,7 @@ VIT = (
     _tokens("position embedding not for the class token", _not_for_class),
     Mistake("ln_pre missing", {"visual.ln_pre": lambda s: s["visual.embedded"]}, VisionTransformer, "self.ln_pre("),
     _pooled("pooled: mean of all tokens", lambda x: x.mean(1)),
+    _pooled("pooled: maximum over all tokens", lambda x: x.amax(1)),
     _pooled("pooled: mean of the patches", lambda x: x[:, 1:].mean(1)),
     _pooled("pooled: the last token", lambda x: x[:, -1]),
     _pooled("pooled: the first patch", lambda x: x[:, 1]),
