@@ -1,7 +1,9 @@
-"""miniclip beside its peers: the same weights and inputs, in one process, by turns, each answer checked against ours.
+"""The speed of miniclip beside its peers. All run with the same weights and inputs, alternately in one process, and every
+output is compared with miniclip's.
 
-    measure.py   time by turns; latency statistics
+    run.py       from settings to a report
+    measure.py   alternating runs; latency statistics
     peers.py     openai/CLIP, open_clip, transformers and onnxruntime, where they are installed
     tasks.py     what is timed
-    report.py    table, JSON, bar chart
+    report.py    table and bar chart
 """

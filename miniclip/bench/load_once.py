@@ -1,4 +1,4 @@
-"""Load one model once, in a process of its own, and use it if SIZE, of its pictures, is not 0. Prints JSON.
+"""Load one model once, in a new process; if SIZE, the size of its pictures, is not 0, also encode. Prints JSON.
 
 python -m miniclip.bench.load_once PEER DTYPE FOLDER SIZE
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-COUNT = 8  # pictures, and texts
+COUNT = 8  # pictures, and as many texts
 
 
 @torch.no_grad()
@@ -39,7 +39,7 @@ def main(peer: str, dtype: str, folder: str, size: str) -> None:
 
 
 def _loader(peer: str, dtype: str, folder: Path):
-    """A function that loads; what it needs is imported before the clock starts."""
+    """A function that loads; its imports are done before the time is taken."""
     file = str(folder / "openai.pt")
     if peer == "miniclip":
         from miniclip.loading import load

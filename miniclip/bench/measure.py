@@ -1,4 +1,4 @@
-"""Times of several ways to do one thing, taken by turns, so that a slow minute of the machine slows all of them."""
+"""Times of several ways to do one thing. They run alternately, so that a slow minute of the machine slows all of them."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-ROUNDS = 3  # at the least, however long they take
+LEAST_ROUNDS = 3  # however long they take
 MOST_ROUNDS = 200
-PAUSE = 0.03  # seconds; threads that wait for more work keep a core busy for a while, onnxruntime's for instance
+PAUSE = 0.03  # seconds, in which threads that still wait for work go to sleep, onnxruntime's for instance
 
 
 @dataclass(frozen=True)
 class Times:
-    """Of one way, in seconds."""
+    """The times of one way, in seconds."""
 
     mean: float
     median: float
     p95: float
-    spread: float  # between the quartiles, as a share of the median
+    spread: float  # distance between the quartiles, as a share of the median
     rounds: int
 
     @classmethod
@@ -36,16 +36,16 @@ class Times:
 
 
 def by_turns(ways: Mapping[str, Callable[[], object]], seconds: float) -> tuple[dict[str, Times], dict[str, object]]:
-    """Run each way once to warm up, then all of them in rounds for about `seconds`; also what each returned first.
+    """Run each way once to warm up, then all of them in rounds for about `seconds`. Returns also each way's first result.
 
-    In each round the order is another, and before each is a pause: nobody always runs in the wake of the same one.
+    The order is random in each round, and a pause comes before each run, so that no way always follows the same one.
     """
     results = {name: run() for name, run in ways.items()}
     taken: dict[str, list[float]] = {name: [] for name in ways}
     order, shuffle = list(ways), random.Random(0).shuffle
     until = time.perf_counter() + seconds
     for done in range(MOST_ROUNDS):
-        if done >= ROUNDS and time.perf_counter() > until:
+        if done >= LEAST_ROUNDS and time.perf_counter() > until:
             break
         shuffle(order)
         for name in order:

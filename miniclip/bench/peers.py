@@ -1,4 +1,4 @@
-"""The other implementations, each with the weights of one of our models. None of them is needed to run miniclip."""
+"""The other implementations of CLIP, with the weights of a miniclip model. None of them is needed to run miniclip."""
 
 from __future__ import annotations
 
@@ -27,17 +27,18 @@ MODULES = {"openai": "clip", "open_clip": "open_clip", "transformers": "transfor
 
 
 class MissingPeerError(MiniclipError, ValueError):
-    """A peer that was asked for and is not installed."""
+    """A peer that was asked for is not installed."""
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """One implementation in one setting, as two functions of what all of them take."""
+    """One implementation in one setting, as two functions with the same inputs in all implementations."""
 
     name: str
     setting: str  # precision, and "compiled"
     image: Callable[[Tensor], Tensor]  # float32 pixels [N, 3, R, R] -> embeddings [N, E]
     text: Callable[[Tensor], Tensor]  # token ids [N, L] -> embeddings [N, E]
+    model: CLIP | None = None  # miniclip's own, unless compiled
 
     @property
     def label(self) -> str:
@@ -45,12 +46,12 @@ class Encoder:
 
 
 def installed() -> list[str]:
-    """The peers that are there."""
+    """The peers that are installed."""
     return [peer for peer, module in MODULES.items() if find_spec(module)]
 
 
 def chosen(names: str) -> list[str]:
-    """From "all" (that are installed), "none" or "openai,transformers". MissingPeerError for one that is not there."""
+    """The peers in "all" (those installed), "none", or a list as "openai,transformers". MissingPeerError for others."""
     if names in ("all", "none"):
         return installed() if names == "all" else []
     wanted = names.split(",")
@@ -63,7 +64,7 @@ def chosen(names: str) -> list[str]:
 
 
 def runs_in_openai(model: CLIP) -> bool:
-    """Whether openai/CLIP's code takes the model's state dict, and computes the same function with it."""
+    """Whether openai/CLIP's code reads the model's state dict as the same model."""
     try:
         return infer_config(shapes_of(model.state_dict())) == model.config
     except CheckpointError:
@@ -71,14 +72,18 @@ def runs_in_openai(model: CLIP) -> bool:
 
 
 def encoders(model: CLIP, peer: str, dtypes: list[torch.dtype], compiled: bool) -> list[Encoder]:
-    """A peer, or "miniclip", with the weights of `model`, float32 on the CPU, in each precision that it has."""
+    """A peer, or "miniclip", with the weights of `model`, float32 on the CPU, in each precision that it has.
+
+    compiled: each also as torch.compile makes it, with its weights as constants ("freezing"), the fastest that it has.
+    """
+    torch._inductor.config.freezing = compiled
     made = []
     for dtype in dtypes:
         encoder = _MAKERS[peer](model, dtype)
         if encoder is None:
             continue
         made.append(encoder)
-        if compiled and peer != "onnxruntime" and dtype not in EMULATED:  # what is compiled would emulate it
+        if compiled and peer != "onnxruntime" and dtype not in EMULATED:  # a compiled model would emulate it
             image, text = torch.compile(encoder.image), torch.compile(encoder.text, dynamic=True)
             made.append(Encoder(encoder.name, f"{encoder.setting} compiled", image, text))
     return made
@@ -89,7 +94,7 @@ def _miniclip(model: CLIP, dtype: torch.dtype) -> Encoder:
         model = int8.quantize(build_model(model.state_dict(), model.config))
     elif dtype is not torch.float32:
         model = convert_weights(build_model(model.state_dict(), model.config), dtype)
-    return Encoder("miniclip", dtype_name(dtype), model.encode_image, model.encode_text)
+    return Encoder("miniclip", dtype_name(dtype), model.encode_image, model.encode_text, model)
 
 
 def _openai(model: CLIP, dtype: torch.dtype) -> Encoder | None:
@@ -108,12 +113,13 @@ def _open_clip(model: CLIP, dtype: torch.dtype) -> Encoder | None:
         return None  # PyTorch can quantise nn.Linear, but not its attention
     if not runs_in_openai(model):
         return _open_clip_directory(model, dtype)
-    theirs = build_model_from_openai_state_dict(dict(model.state_dict()), cast_dtype=dtype).eval().to(dtype)
+    # No cast_dtype, and all of it in one dtype: open_clip's precision "pure_bf16" or "pure_fp16".
+    theirs = build_model_from_openai_state_dict(dict(model.state_dict()), cast_dtype=None).to(dtype)
     return Encoder("open_clip", dtype_name(dtype), lambda x: theirs.encode_image(x.to(dtype)), theirs.encode_text)
 
 
 def _open_clip_directory(model: CLIP, dtype: torch.dtype) -> Encoder | None:
-    """From the directory that the model's family writes for OpenCLIP, if it does; timm folds the branches of towers."""
+    """From the directory that the model's family writes for OpenCLIP, if it does; timm folds the branches."""
     import open_clip
     from timm.utils import reparameterize_model
 
@@ -136,7 +142,7 @@ def _transformers(model: CLIP, dtype: torch.dtype) -> Encoder | None:
         try:
             save_checkpoint(model.config, model.state_dict(), Path(folder) / "model")
         except CheckpointError:
-            return None  # it has no such model
+            return None  # transformers has no such model
         if not (Path(folder) / "model" / "config.json").exists():
             return None
         stored = torch.float32 if dtype is torch.int8 else dtype
@@ -163,7 +169,7 @@ def _tensor(output) -> Tensor:
 
 
 def _onnxruntime(model: CLIP, dtype: torch.dtype) -> Encoder | None:
-    """On what `miniclip export` writes; int8 is onnxruntime's dynamic quantisation of that."""
+    """With what `miniclip export` writes; int8 is onnxruntime's dynamic quantisation. It has no other type on x86."""
     if dtype not in (torch.float32, torch.int8):
         return None
     import onnxruntime
@@ -179,8 +185,9 @@ def _onnxruntime(model: CLIP, dtype: torch.dtype) -> Encoder | None:
         if dtype is torch.int8:
             from onnxruntime.quantization import quantize_dynamic
 
+            narrow = not torch.cpu._is_vnni_supported()  # without VNNI, sums of products of 8 bits overflow
             for file in files:
-                quantize_dynamic(file, file.with_suffix(".int8"), per_channel=True, reduce_range=True)
+                quantize_dynamic(file, file.with_suffix(".int8"), per_channel=True, reduce_range=narrow)
             files = [file.with_suffix(".int8") for file in files]
         image, text = (onnxruntime.InferenceSession(file, options) for file in files)
     return Encoder(

@@ -1,4 +1,4 @@
-"""The rows of a benchmark as a table, in which every figure is beside miniclip's, and as a bar chart."""
+"""The rows of a benchmark as tables, with the ratio of each to miniclip's row, and as a bar chart."""
 
 from __future__ import annotations
 
@@ -7,29 +7,58 @@ from pathlib import Path
 
 from miniclip.bench.tasks import Row
 
+ACCURATE = 0.999  # least agreement of a row that may be called the best
 HEADINGS = ("", "setting", "median", "mean", "p95", "spread", "per second", "miniclip is", "agreement", "of rate", "MB")
 
 
 def ours(rows: Sequence[Row], row: Row) -> Row | None:
-    """miniclip's row that `row` is measured against: of the same precision where there is one, else its fastest."""
+    """miniclip's row that `row` is compared with: that of the same precision, or the fastest if there is none."""
     same = [other for other in rows if other.what == row.what and other.name == "miniclip"]
     alike = [other for other in same if other.setting.split()[:1] == row.setting.split()[:1]]
     return min(alike or same, key=lambda other: other.times.median, default=None)
 
 
 def ratio(rows: Sequence[Row], row: Row) -> float | None:
-    """How many times as fast miniclip is."""
+    """How many times as fast miniclip is, in the same precision."""
     mine = ours(rows, row)
     return row.times.median / mine.times.median if mine and row.name != "miniclip" else None
 
 
+def best(rows: Sequence[Row]) -> dict | None:
+    """The fastest row of the peers and the fastest of miniclip for one task, in any precision that is accurate enough."""
+    accurate = [row for row in rows if row.agreement is None or row.agreement >= ACCURATE]
+    peers = [row for row in accurate if row.name != "miniclip"]
+    own = [row for row in accurate if row.name == "miniclip"]
+    if not peers or not own:
+        return None
+    peer, mine = (min(group, key=lambda row: row.times.median) for group in (peers, own))
+    return {
+        "what": peer.what,
+        "peer": peer.label,
+        "peer_median": peer.times.median,
+        "peer_agreement": peer.agreement,
+        "miniclip": mine.label,
+        "median": mine.times.median,
+        "agreement": mine.agreement,
+        "miniclip_is": peer.times.median / mine.times.median,
+    }
+
+
+def tasks_of(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """The rows by what was timed."""
+    return {what: [row for row in rows if row.what == what] for what in dict.fromkeys(row.what for row in rows)}
+
+
 def table(rows: Sequence[Row]) -> str:
     lines = []
-    for what in dict.fromkeys(row.what for row in rows):
-        group = [row for row in rows if row.what == what]
+    for what, group in tasks_of(rows).items():
         note = " (extrapolated from a sample)" if group[0].extrapolated else ""
         lines += ["", f"{what}{note}", _line(HEADINGS)]
         lines += [_line(_cells(rows, row)) for row in group]
+        if found := best(group):
+            peer = f"{found['peer']}, {duration(found['peer_median'])}"
+            own = f"{found['miniclip']}, {duration(found['median'])}"
+            lines.append(f"  best peer: {peer}; best of miniclip: {own}: {found['miniclip_is']:.2f}x as fast")
     return "\n".join(lines[1:])
 
 
@@ -57,7 +86,7 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """With its unit: "1.23 ms", "45.6 s", "2.5 min"."""
+    """Seconds in a fitting unit: "1.23 ms", "45.6 s", "2.5 min"."""
     for unit, least in (("h", 3600), ("min", 60), ("s", 1)):
         if seconds >= least:
             return f"{seconds / least:.3g} {unit}"
@@ -65,20 +94,20 @@ def duration(seconds: float) -> str:
 
 
 def draw(rows: Sequence[Row], title: str, output: Path, format: str) -> None:
-    """Items a second, the peers' in multiples of miniclip's; a panel for each thing that was timed."""
+    """Draw speeds as multiples of miniclip's, in a panel for each task."""
     from matplotlib.figure import Figure
 
-    tasks = list(dict.fromkeys(row.what for row in rows))
+    tasks = tasks_of(rows)
     columns = min(3, len(tasks))
     depth = -(-len(tasks) // columns)
-    most = max(sum(row.what == what for row in rows) for what in tasks)
+    most = max(map(len, tasks.values()))
     figure = Figure(figsize=(4.8 * columns, (0.3 * most + 0.5) * depth + 0.6), layout="constrained")
     panels = figure.subplots(depth, columns, squeeze=False).flatten()
-    for panel, what in zip(panels, tasks, strict=False):
-        group = [row for row in rows if row.what == what][::-1]
-        best = ours(rows, group[-1]).times.median
+    for panel, (what, group) in zip(panels, tasks.items(), strict=False):
+        group = group[::-1]
+        own = ours(rows, group[-1]).times.median
         labels = [f"{row.name} {row.setting}".strip() for row in group]
-        speeds = [best / row.times.median for row in group]
+        speeds = [own / row.times.median for row in group]
         colours = ["tab:orange" if row.name == "miniclip" else "tab:blue" for row in group]
         panel.barh(range(len(group)), speeds, color=colours)
         panel.set_yticks(range(len(group)), labels, fontsize=8)

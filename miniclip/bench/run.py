@@ -35,6 +35,9 @@ class Settings:
     threads: int | None = None
 
 
+QUICK = Settings(what=("image", "text", "tokenizer", "preprocess"), batches=(1, 8), seconds=3)  # within two minutes
+
+
 @dataclass
 class Report:
     """What a run has measured."""
@@ -42,12 +45,12 @@ class Report:
     model: str
     machine: dict
     versions: dict[str, str]
-    matrix_rates: dict[str, float]  # multiplications and additions of matrix products per second, by dtype
+    matrix_rates: dict[str, float]  # floating-point operations per second in matrix products, by dtype
     rows: list[tasks.Row] = field(default_factory=list)
 
     def as_dict(self) -> dict:
         rows = [{**row.as_dict(), "miniclip_is": report.ratio(self.rows, row)} for row in self.rows]
-        return {**vars(self), "rows": rows}
+        return {**vars(self), "rows": rows, "best": [*filter(None, map(report.best, report.tasks_of(self.rows).values()))]}
 
     def draw(self, file: Path, format: str = "png") -> None:
         report.draw(self.rows, f"{self.model}, {self.machine['cpu']}, {tasks.threads()}", file, format)
@@ -86,7 +89,7 @@ def _jobs(
 ) -> Iterator[list[tasks.Row]]:
     seconds, wanted = settings.seconds, settings.what
     if {"image", "text", "classifier"} & set(wanted):
-        theirs = [dtype for dtype in dtypes if dtype not in EMULATED]  # it takes many times as long as their float32
+        theirs = [dtype for dtype in dtypes if dtype not in EMULATED]  # emulation is many times slower than float32
         ways = encoders(model, "miniclip", dtypes, settings.compile)
         ways += [way for peer in peers for way in encoders(model, peer, theirs, settings.compile)]
         if "image" in wanted:
@@ -124,7 +127,7 @@ def random_model(source: str) -> CLIP:
 def _dtypes(given: tuple[str, ...] | None, rates: dict[str, float]) -> list[torch.dtype]:
     if given is None:
         fast = [dtype for dtype in HALF if rates[name(dtype)] > WORTH * rates["float32"]]
-        return [torch.float32, *(fast[:1] if EMULATED else fast)]  # weights of either are then multiplied alike
+        return [torch.float32, *(fast[:1] if EMULATED else fast)]  # both are then computed in the same way
     known = {name(dtype): dtype for dtype in (torch.float32, *HALF, torch.int8)}
     if unknown := set(given) - set(known):
         raise UsageError(f"--dtypes has {', '.join(sorted(unknown))}; expected some of {', '.join(known)}")

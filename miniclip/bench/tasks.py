@@ -31,8 +31,8 @@ from miniclip.save import save_checkpoint
 from miniclip.tokenizer import tokenize
 from miniclip.weights import CheckpointError
 
-CLASSES = 1000  # of the zero-shot classifier
-# Some of them, with names of the lengths that ImageNet's have: one to three words.
+CLASSES = 1000  # classes of the zero-shot classifier
+# A sample of class names with lengths as ImageNet's: one to three words.
 NAMES = (
     "tench", "great white shark", "house finch", "electric locomotive", "tabby cat", "bell pepper", "lighthouse",
     "red fox", "king penguin", "space bar", "paper towel", "cliff dwelling", "bassoon", "hot pot", "ostrich",
@@ -40,12 +40,12 @@ NAMES = (
     "soup bowl",
 )  # fmt: skip
 PROMPTS = [template.replace("{}", name) for name in NAMES for template in TEMPLATES["imagenet"]]
-SHORT = PROMPTS[::7]  # 275 in which the same template seldom comes twice in a row
+SHORT = PROMPTS[::7]  # 275 prompts, neighbours nearly always of different templates
 
 
 @dataclass(frozen=True)
 class Row:
-    """One way of doing one thing."""
+    """The times of one implementation in one setting, for one task."""
 
     what: str
     name: str
@@ -53,19 +53,22 @@ class Row:
     count: int  # items in one run
     times: Times
     agreement: float | None = None  # least cosine with miniclip's float32, or share of equal outputs
-    share: float | None = None  # of the machine's matrix rate that is reached
+    share: float | None = None  # reached share of the machine's matrix rate
     peak_mb: float | None = None
     extrapolated: bool = False
 
+    @property
+    def label(self) -> str:
+        return f"{self.name} {self.setting}".strip()
+
     def as_dict(self) -> dict:
-        per_second = self.count / self.times.median
-        return {**asdict(self), "per_second": per_second}
+        return {**asdict(self), "per_second": self.count / self.times.median}
 
 
 def encode_images(model: CLIP, ways: Sequence[Encoder], batch: int, seconds: float, rates: dict) -> Iterator[Row]:
     size = model.visual.input_resolution
     pixels = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
-    with FlopCounterMode(display=False) as counter:  # on the meta device: of a CPU's fused attention it knows nothing
+    with FlopCounterMode(display=False) as counter:  # on the meta device: it does not count a CPU's fused attention
         blank_model(model.config, torch.float32).visual(pixels[:1].to("meta"))
     yield from _encode(f"encode_image, batch {batch}", ways, "image", pixels, seconds, rates, counter.get_total_flops())
 
@@ -89,15 +92,15 @@ def _encode(
 
 
 def classifier(model: CLIP, ways: Sequence[Encoder], seconds: float) -> Iterator[Row]:
-    """The prompts of 1,000 classes, computed for a few. Peers encode class by class, as in openai/CLIP's notebook."""
+    """The prompts of 1,000 classes, extrapolated from a few. Peers encode class by class, as openai/CLIP's notebook does."""
     templates = TEMPLATES["imagenet"]
     of_a_class = tokenize(PROMPTS[: len(templates)], model.context_length)
     runs: dict[str, Callable] = {}
     classes: dict[str, int] = {}
     for way in ways:
-        if way.name == "miniclip" and "compiled" not in way.setting:
-            runs[way.label] = lambda clip=way.text.__self__: embed_texts(clip, PROMPTS)[0]
-            classes[way.label] = len(NAMES)  # the more there are, the more prompts begin alike
+        if way.model:
+            runs[way.label] = lambda model=way.model: embed_texts(model, PROMPTS)[0]
+            classes[way.label] = len(NAMES)  # with more classes, more prompts have the same beginning
         else:
             runs[way.label], classes[way.label] = partial(way.text, of_a_class), 1
     times, embeddings = by_turns(runs, seconds)
@@ -133,7 +136,7 @@ def tokenizers(peers: Sequence[str], seconds: float) -> Iterator[Row]:
 
 
 def _transformers_tokenizer():
-    """Its Rust one, from our table: the files of a released model are not needed."""
+    """The tokenizer in Rust, made from miniclip's table: the files of a released model are not needed."""
     from transformers import CLIPTokenizerFast
 
     from miniclip.tokenizer import SPECIAL_TOKENS, _read_merge_file
@@ -167,11 +170,11 @@ def preprocessing(model: CLIP, peers: Sequence[str], seconds: float) -> Iterator
 
 
 def loading(model: CLIP, peers: Sequence[str], encode: bool = False, rounds: int = 3) -> Iterator[Row]:
-    """Loading, each time in a process of its own, for its peak of memory; with `encode` also of some use thereafter.
+    """Load in a new process each time, to measure the peak of memory; with `encode`, also encode pictures and texts.
 
     The file is a TorchScript archive of half weights, as OpenAI's are; transformers gets a directory of its own.
     """
-    known = ("openai", "open_clip", "transformers") if runs_in_openai(model) else ()  # who reads such a file
+    known = ("openai", "open_clip", "transformers") if runs_in_openai(model) else ()  # they read such a file
     peers = [peer for peer in peers if peer in known]
     settings = [("miniclip", "float32"), ("miniclip", "float16"), *((peer, "float32") for peer in peers)]
     work = str(model.visual.input_resolution if encode else 0)
@@ -181,7 +184,7 @@ def loading(model: CLIP, peers: Sequence[str], encode: bool = False, rounds: int
         try:
             if "transformers" in peers:
                 save_checkpoint(model.config, half, Path(folder) / "transformers")
-        except CheckpointError:  # it has no ModifiedResNet
+        except CheckpointError:  # transformers has no ModifiedResNet
             settings.remove(("transformers", "float32"))
         found: dict[tuple, list[dict]] = {setting: [] for setting in settings}
         for _ in range(rounds):
@@ -196,7 +199,7 @@ def loading(model: CLIP, peers: Sequence[str], encode: bool = False, rounds: int
 
 
 def _save_archive(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Modules with these tensors, and without code."""
+    """Write a TorchScript archive of modules that have these tensors, and no code."""
     root = torch.nn.Module()
     for name, tensor in tensors.items():
         module, (*parents, last) = root, name.split(".")
@@ -206,7 +209,7 @@ def _save_archive(tensors: Mapping[str, Tensor], path: Path) -> None:
             module = getattr(module, parent)
         module.register_buffer(last, tensor)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TorchScript is deprecated, but the files of CLIP's weights will stay it
+        warnings.simplefilter("ignore")  # TorchScript is deprecated, but OpenAI's files use it
         torch.jit.script(root).save(path)
 
 
@@ -217,7 +220,7 @@ def threads() -> str:
 
 
 def machine() -> dict:
-    """What the figures depend on."""
+    """What the figures depend on, apart from versions."""
     model = ""
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -6,9 +6,11 @@ All have the same weights and inputs and run by turns in one process; each answe
 from __future__ import annotations
 
 import argparse
+import math
+from dataclasses import fields, replace
 
 from miniclip.bench.peers import MODULES
-from miniclip.bench.run import TASKS, Settings
+from miniclip.bench.run import QUICK, TASKS, Settings
 from miniclip.bench.run import run as measure
 from miniclip.commands.options import add_plot, output_file, positive
 from miniclip.commands.output import show
@@ -19,17 +21,18 @@ DTYPES = (
     "some of float32,float16,bfloat16,int8 (default: float32, and half precision where it is faster); peers are not "
     "timed in half precision that PyTorch only emulates here"
 )
-DEFAULT = Settings()
+COMPILE = "also compiled by torch.compile with constant weights, each at its fastest; it takes many minutes"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default=DEFAULT.model, help=MODEL)
-    parser.add_argument("--peers", default="all", help=f"all that are installed, none, or some of {','.join(MODULES)}")
-    parser.add_argument("--what", type=_listed, default=TASKS, metavar="TASKS", help=f"some of {','.join(TASKS)}")
-    parser.add_argument("--batches", type=_numbers, default=DEFAULT.batches, help="batch sizes (default: 1,8,32)")
+    parser.add_argument("--model", help=MODEL)
+    parser.add_argument("--peers", help=f"all that are installed (default), none, or some of {','.join(MODULES)}")
+    parser.add_argument("--quick", action="store_true", help="fewer tasks, batches and seconds: within two minutes")
+    parser.add_argument("--what", type=_listed, metavar="TASKS", help=f"some of {','.join(TASKS)} (default: all)")
+    parser.add_argument("--batches", type=_numbers, help="batch sizes of pictures (default: 1,8,32)")
     parser.add_argument("--dtypes", type=_listed, help=DTYPES)
-    parser.add_argument("--compile", action="store_true", help="also with torch.compile, which takes minutes")
-    parser.add_argument("--seconds", type=float, default=DEFAULT.seconds, help="time for each comparison (default: 10)")
+    parser.add_argument("--compile", action="store_true", default=None, help=COMPILE)
+    parser.add_argument("--seconds", type=_seconds, help="time for each comparison (default: 10)")
     parser.add_argument("--threads", type=positive, help="threads of PyTorch (default: one for each core)")
     parser.add_argument("--json", type=output_file, metavar="FILE", help="write every figure")
     add_plot(parser, "draw bars")
@@ -43,9 +46,20 @@ def _numbers(text: str) -> tuple[int, ...]:
     return tuple(map(positive, text.split(",")))
 
 
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
+    return seconds
+
+
 def run(options: argparse.Namespace) -> int:
-    names = ("model", "peers", "what", "batches", "dtypes", "compile", "seconds", "threads")
-    report = measure(Settings(**{name: getattr(options, name) for name in names}), show)
+    given = {field.name: getattr(options, field.name) for field in fields(Settings)}
+    given = {name: value for name, value in given.items() if value is not None}
+    report = measure(replace(QUICK if options.quick else Settings(), **given), show)
     if options.json:
         write_json(options.json, report.as_dict())
     if options.plot:

@@ -29,7 +29,7 @@ def test_ways_take_turns(monkeypatch):
     clock = iter(range(10**6))
     monkeypatch.setattr(measure.time, "perf_counter", lambda: next(clock))
     monkeypatch.setattr(measure.time, "sleep", lambda seconds: None)
-    monkeypatch.setattr(measure, "ROUNDS", 40)
+    monkeypatch.setattr(measure, "LEAST_ROUNDS", 40)
     order = []
     times, results = by_turns({name: lambda name=name: order.append(name) or 2 * name for name in "abc"}, seconds=0)
     assert results == {"a": "aa", "b": "bb", "c": "cc"}
