@@ -1,5 +1,5 @@
-"""The speed of miniclip beside its peers. All run with the same weights and inputs, alternately in one process, and every
-output is compared with miniclip's.
+"""The speed of miniclip beside its peers. All run with the same weights and inputs, alternately in one process, and
+every output is compared with miniclip's.
 
     run.py       from settings to a report
     measure.py   alternating runs; latency statistics

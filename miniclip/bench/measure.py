@@ -1,4 +1,4 @@
-"""Times of several ways to do one thing. They run alternately, so that a slow minute of the machine slows all of them."""
+"""Times of several ways to do one thing. They run alternately, so that a slow minute of the machine slows all."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Times:
 
 
 def by_turns(ways: Mapping[str, Callable[[], object]], seconds: float) -> tuple[dict[str, Times], dict[str, object]]:
-    """Run each way once to warm up, then all of them in rounds for about `seconds`. Returns also each way's first result.
+    """Run each way once to warm up, then all in rounds for about `seconds`. Returns also each way's first result.
 
     The order is random in each round, and a pause comes before each run, so that no way always follows the same one.
     """

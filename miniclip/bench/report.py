@@ -25,7 +25,7 @@ def ratio(rows: Sequence[Row], row: Row) -> float | None:
 
 
 def best(rows: Sequence[Row]) -> dict | None:
-    """The fastest row of the peers and the fastest of miniclip for one task, in any precision that is accurate enough."""
+    """One task's fastest row of the peers and of miniclip, in any precision that is accurate enough."""
     accurate = [row for row in rows if row.agreement is None or row.agreement >= ACCURATE]
     peers = [row for row in accurate if row.name != "miniclip"]
     own = [row for row in accurate if row.name == "miniclip"]

@@ -50,7 +50,8 @@ class Report:
 
     def as_dict(self) -> dict:
         rows = [{**row.as_dict(), "miniclip_is": report.ratio(self.rows, row)} for row in self.rows]
-        return {**vars(self), "rows": rows, "best": [*filter(None, map(report.best, report.tasks_of(self.rows).values()))]}
+        best = [found for group in report.tasks_of(self.rows).values() if (found := report.best(group))]
+        return {**vars(self), "rows": rows, "best": best}
 
     def draw(self, file: Path, format: str = "png") -> None:
         report.draw(self.rows, f"{self.model}, {self.machine['cpu']}, {tasks.threads()}", file, format)

@@ -92,7 +92,7 @@ def _encode(
 
 
 def classifier(model: CLIP, ways: Sequence[Encoder], seconds: float) -> Iterator[Row]:
-    """The prompts of 1,000 classes, extrapolated from a few. Peers encode class by class, as openai/CLIP's notebook does."""
+    """The prompts of 1,000 classes, extrapolated from a few. Peers encode each class by itself, as openai/CLIP does."""
     templates = TEMPLATES["imagenet"]
     of_a_class = tokenize(PROMPTS[: len(templates)], model.context_length)
     runs: dict[str, Callable] = {}

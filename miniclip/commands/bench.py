@@ -1,6 +1,6 @@
 """Measure speed and memory beside openai/CLIP, open_clip, transformers and onnxruntime, where they are installed.
 
-All have the same weights and inputs and run by turns in one process; each answer is checked against miniclip's.
+All run with the same weights and inputs, alternately in one process, and every output is compared with miniclip's.
 """
 
 from __future__ import annotations
