@@ -2,8 +2,9 @@
 
     image.onnx (.pt2)  pixels float32 [batch, 3, R, R]  ->  image_embedding float32 [batch, E], of unit length
     text.onnx (.pt2)   ids int32 [batch, L]             ->  text_embedding float32 [batch, E], of unit length
-    config.json        what the two do not hold: how pixels are prepared, and the scale of the scores,
+    config.json        how to use them: the preparation of pixels, and the scale of the scores,
                        logits_per_image = logit_scale * image_embedding @ text_embedding^T
+    miniclip.json      the whole config of the model; an ONNX file has it in its metadata too
 
 Batches are of any size from 1; R, E and L, the whole context, are the model's. Arithmetic is float32.
 """
@@ -12,8 +13,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import shutil
 import warnings
 from dataclasses import asdict
 from pathlib import Path
@@ -22,17 +21,20 @@ import torch
 from torch import Tensor, nn
 
 from miniclip import ops
+from miniclip.config import to_json
 from miniclip.errors import MiniclipError, require
+from miniclip.io import new_folder, write_json
 from miniclip.models import CLIP
 from miniclip.models.text import TextTransformer
+from miniclip.weights.files import CONFIG_FILE, CONFIG_KEY
 
-OPSET = 18  # of ONNX; what PyTorch's exporter writes without converting
+OPSET = 18  # the version of ONNX's operators that PyTorch's exporter writes without a conversion
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
-MOST_IN_ONE_FILE = 2**31 - 2**24  # bytes of tensors; ONNX files end at 2 GiB, and larger models keep tensors beside
+MOST_IN_ONE_FILE = 2**31 - 2**24  # bytes of tensors; larger ones get a second file, as ONNX allows 2 GiB in one
 
 
 class ExportError(MiniclipError, ValueError):
-    """A model that can't be exported, or not to that place; the message says why and what to do."""
+    """A model or a format that can't be exported."""
 
 
 class ImageEncoder(nn.Module):
@@ -45,7 +47,7 @@ class ImageEncoder(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """A CLIP's text tower by itself; the CLIP is one too, but has the image tower's tensors beside."""
+    """The text tower without the image tower's tensors."""
 
     def __init__(self, model: CLIP):
         super().__init__()
@@ -53,44 +55,34 @@ class TextEncoder(nn.Module):
             self.text = TextTransformer(model.config.text, model.config.embed_dim)
         tensors = {name: tensor for name, tensor in model.state_dict().items() if name in self.text.state_dict()}
         self.text.load_state_dict(tensors, strict=False, assign=True)
-        self.text.transformer = model.transformer  # a MobileCLIP's may be another
+        self.text.transformer = model.transformer  # some families have another
 
     def forward(self, ids: Tensor) -> Tensor:
         return self.text.encode_text(ids, normalize=True)
 
 
 def export_model(model: CLIP, folder: str | Path, format: str = "onnx", name: str = "") -> None:
-    """Write both towers and config.json to `folder`, which appears only once it is complete.
+    """Write both towers and their description to `folder`, which appears only when it is complete.
 
     model   a float32 model in eval mode, on the CPU
     format  "onnx" or "torch"
-    name    of the model, for config.json
+    name    what config.json calls the model
 
-    Raises ExportError if the folder exists and is not empty, or can't be written, and as `check_installed` does.
+    Raises ExportError for another model, WriteError if the folder is not empty or can't be written, and the errors of
+    `check_installed`.
     """
     check_installed(format)
     if model.training or any(p.dtype != torch.float32 or p.device.type != "cpu" for p in model.parameters()):
         raise ExportError("expected a float32 model in eval mode on the CPU: load(name, device='cpu')")
-    folder = Path(folder).absolute()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ExportError(f"{folder} exists and is not an empty directory: choose another, or remove it")
     pixels = torch.zeros(2, 3, model.visual.input_resolution, model.visual.input_resolution)
     ids = torch.zeros(2, model.context_length, dtype=torch.int32)
     write = {"onnx": _write_onnx, "torch": _write_torch}[format]
-
-    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    try:
-        unfinished.mkdir(parents=True)
-        write(ImageEncoder(model), pixels, "pixels", "image_embedding", unfinished / f"image{SUFFIXES[format]}")
-        write(TextEncoder(model), ids, "ids", "text_embedding", unfinished / f"text{SUFFIXES[format]}")
-        (unfinished / "config.json").write_text(json.dumps(_description(model, format, name), indent=2) + "\n")
-        if folder.exists():
-            folder.rmdir()
-        unfinished.replace(folder)
-    except OSError as error:
-        raise ExportError(f"can't write {folder}: {error}") from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    config = to_json(model.config)
+    with new_folder(folder) as new:
+        write(ImageEncoder(model), pixels, "pixels", "image_embedding", new / f"image{SUFFIXES[format]}", config)
+        write(TextEncoder(model), ids, "ids", "text_embedding", new / f"text{SUFFIXES[format]}", config)
+        write_json(new / "config.json", _description(model, format, name))
+        write_json(new / CONFIG_FILE, config)
 
 
 def check_installed(format: str) -> None:
@@ -118,20 +110,20 @@ def _capture(encoder: nn.Module, example: Tensor, name: str) -> torch.export.Exp
     batch = torch.export.Dim("batch", min=1)
     program = torch.export.export(encoder.eval(), (example,), dynamic_shapes={name: {0: batch}})
     for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # paths of this machine, which would go to the file
+        node.meta.pop("stack_trace", None)  # it has paths of this machine
     return program
 
 
-def _write_torch(encoder: nn.Module, example: Tensor, source: str, target: str, path: Path) -> None:
+def _write_torch(encoder: nn.Module, example: Tensor, source: str, target: str, path: Path, config: dict) -> None:
     torch.export.save(_capture(encoder, example, source), path)
 
 
-def _write_onnx(encoder: nn.Module, example: Tensor, source: str, target: str, path: Path) -> None:
+def _write_onnx(encoder: nn.Module, example: Tensor, source: str, target: str, path: Path, config: dict) -> None:
     import onnx
 
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of operations of torchvision, which are not used
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns that torchvision is missing, which is not used
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # PyTorch's, of itself
+        warnings.simplefilter("ignore", FutureWarning)  # about PyTorch's own code
         program = torch.onnx.export(
             _capture(encoder, example, source),
             input_names=[source],
@@ -145,8 +137,9 @@ def _write_onnx(encoder: nn.Module, example: Tensor, source: str, target: str, p
     for end in (*graph.input, *graph.output):
         end.type.tensor_type.shape.dim[0].dim_param = "batch"
     for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
-        del part.metadata_props[:]  # what PyTorch called it
-    del graph.value_info[:]  # shapes between, in the exporter's names for the batch
+        del part.metadata_props[:]  # PyTorch's names
+    del graph.value_info[:]  # shapes of intermediate values, in which the exporter has its own names for the batch
+    model.metadata_props.add(key=CONFIG_KEY, value=json.dumps(config))
     size = sum(parameter.nbytes for parameter in encoder.parameters())
     onnx.save(model, path, save_as_external_data=size > MOST_IN_ONE_FILE, location=f"{path.name}.data")
     onnx.checker.check_model(path)

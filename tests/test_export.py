@@ -12,9 +12,18 @@ from conformance import seeded
 
 from miniclip import export, load, tokenize
 from miniclip.commands import main
-from miniclip.config import CLIPConfig, PreprocessConfig, ResNetConfig, TextConfig, TransformerConfig, ViTConfig
+from miniclip.config import (
+    CLIPConfig,
+    PreprocessConfig,
+    ResNetConfig,
+    TextConfig,
+    TransformerConfig,
+    ViTConfig,
+    from_json,
+)
 from miniclip.conformance import compare, trace
 from miniclip.export import ExportError, export_model
+from miniclip.io import WriteError
 from miniclip.loading import blank_model, build_model, shapes_of
 
 needs_onnx = pytest.mark.skipif(
@@ -86,6 +95,7 @@ def test_exported_towers_equal_the_model(name, format, exported):
             assert not compare(golden, {stage: x.roll(1, dims=-1)}).passed
     for file in folder.iterdir():
         assert b"export.py" not in file.read_bytes()  # PyTorch notes the paths of our code
+    assert from_json(json.loads((folder / "miniclip.json").read_text())) == model.config
     config = json.loads((folder / "config.json").read_text())
     assert config["logit_scale"] == pytest.approx(model.logit_scale.exp().item())
     assert config["preprocess"]["image_size"] == model.visual.input_resolution
@@ -101,6 +111,8 @@ def test_onnx_files_state_shapes_and_opset_and_keep_to_one_tower(exported):
         file = onnx.load(folder / f"{tower}.onnx")
         assert [(part.domain, part.version) for part in file.opset_import] == [("", export.OPSET)]
         assert [shape_of(end) for end in (*file.graph.input, *file.graph.output)] == shapes[tower]
+        (own,) = file.metadata_props
+        assert from_json(json.loads(own.value)) == model.config and own.key == "miniclip_config"
     size = 4 * sum(x.numel() for x in model.visual.parameters())
     assert size < (folder / "image.onnx").stat().st_size < size + 100_000
     assert str(export.OPSET) in json.loads((folder / "config.json").read_text())["format"]
@@ -152,14 +164,14 @@ def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
         raise OSError("the disk is full")
 
     monkeypatch.setattr(export, "_write_torch", fail)
-    with pytest.raises(ExportError, match="the disk is full"):
+    with pytest.raises(WriteError, match="the disk is full"):
         export_model(model_of(CONFIGS["ViT"]), tmp_path / "out", "torch")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_directory_with_something_in_it_is_kept(tmp_path):
     (tmp_path / "mine.txt").write_text("x")
-    with pytest.raises(ExportError, match="not an empty directory"):
+    with pytest.raises(WriteError, match="not an empty directory"):
         export_model(model_of(CONFIGS["ViT"]), tmp_path, "torch")
     assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]
 
