@@ -24,6 +24,7 @@ FLOORS = (  # from the bottom; what shares a floor doesn't import each other
     ("loading",),
     ("save", "embed", "export"),
     ("zero_shot",),
+    ("answers",),
     ("conformance", "training", "search", "evaluation", "bench"),
     ("commands",),
     ("__main__",),

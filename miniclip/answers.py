@@ -1,0 +1,232 @@
+"""Answers in one call: which labels fit pictures, how similar pictures and texts are, which pictures fit some words.
+
+    classify(pictures, labels, model="ViT-B/32")    the labels of each picture, the most probable first
+    similarity(model, pictures, texts)              cosines [pictures, texts]
+    search_pictures(model, query, pictures)         the pictures, the most similar first
+
+pictures: one or several of: paths, folders (all pictures in them, however deep), PIL images, arrays uint8 [H, W],
+[H, W, 3] or [H, W, 4], and http or https URLs. model: a name or path as `load` takes it, a model, or the pair that
+`load` returns, which saves loading it in each call. All raise ImageError for a picture that can't be used.
+"""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+from urllib.request import urlopen
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from miniclip.data.pictures import scan
+from miniclip.embed import as_list, embed_images, embed_texts
+from miniclip.errors import UsageError
+from miniclip.io import printable
+from miniclip.loading import load
+from miniclip.models import CLIP
+from miniclip.preprocess import ImageError, Preprocess, open_image
+from miniclip.zero_shot import zero_shot_weights
+
+Source = str | Path | Image.Image | np.ndarray
+Model = str | Path | CLIP | tuple[CLIP, Callable[[Image.Image], Tensor]]
+URLS = ("http://", "https://")
+MOST_BYTES = 1 << 26  # of a picture from the web
+ONE_LABEL = "a single label always has the probability 100%: give two or more, or ask for its cosine"
+THUMBNAIL = 256  # pixels of the longer side in a notebook
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture and its name: the path or URL, or "picture 3" for the third that was given as an image or array."""
+
+    name: str
+    source: str | Image.Image  # a path, or a decoded image
+
+    def open(self) -> Image.Image:
+        return self.source if isinstance(self.source, Image.Image) else open_image(self.source)
+
+    def __str__(self) -> str:
+        return printable(self.name)
+
+    def _repr_png_(self) -> bytes:
+        """What notebooks show."""
+        image = self.open().convert("RGBA")
+        image.thumbnail((THUMBNAIL, THUMBNAIL))
+        file = io.BytesIO()
+        image.save(file, "png")
+        return file.getvalue()
+
+
+class Label(NamedTuple):
+    """A label of a picture: its probability among all labels, and its cosine."""
+
+    label: str
+    score: float
+    cosine: float
+
+    def __repr__(self) -> str:
+        return f"{self.label} {self.score:.1%}"
+
+
+class Labels(list[Label]):
+    """The labels of one picture, the most probable first."""
+
+    def __init__(self, picture: Picture, labels: Sequence[Label]):
+        super().__init__(labels)
+        self.picture = picture
+
+    def __repr__(self) -> str:
+        return f"{self.picture}: {', '.join(map(repr, self))}"
+
+    def _repr_png_(self) -> bytes:
+        return self.picture._repr_png_()
+
+
+class Match(NamedTuple):
+    """A picture that was found, and its cosine with the query."""
+
+    score: float
+    picture: Picture
+
+    def __repr__(self) -> str:
+        return f"{self.score:.4f} {self.picture}"
+
+    def _repr_png_(self) -> bytes:
+        return self.picture._repr_png_()
+
+
+def classify(
+    pictures: Source | Sequence[Source],
+    labels: Sequence[str],
+    model: Model = "ViT-B/32",
+    templates: str | Sequence[str] = "{}",
+) -> list[Labels]:
+    """The labels of each picture with their probabilities, the most probable first.
+
+    labels: two or more. templates: prompts in which {} stands for the label, or names of sets such as "imagenet"; the
+    embedding of a label is the mean of its prompts. UsageError for a single label, DataError for a label that is too
+    long.
+    """
+    if len(set(as_list(labels))) < 2:
+        raise UsageError(ONE_LABEL)
+    clip, preprocess = resolve(model)
+    results, faults = label_pictures(clip, preprocess, find_pictures(pictures), labels, templates)
+    _raise(faults)
+    return results
+
+
+def label_pictures(
+    model: CLIP,
+    preprocess: Callable[[Image.Image], Tensor],
+    pictures: Sequence[Picture],
+    labels: Sequence[str],
+    templates: str | Sequence[str] = "{}",
+) -> tuple[list[Labels], list[str]]:
+    """As `classify`, for one label too; also why some pictures can't be used."""
+    labels = list(dict.fromkeys(as_list(labels)))
+    weights = zero_shot_weights(model, labels, templates)
+    embeddings, faults = embed_images(model, preprocess, [picture.source for picture in pictures])
+    cosines = embeddings @ weights
+    probabilities = (model.logit_scale.detach().exp().float().cpu() * cosines).softmax(dim=-1)
+    used = [picture for i, picture in enumerate(pictures) if i not in faults]
+    rows = zip(used, probabilities.tolist(), cosines.tolist(), strict=True)
+    results = [
+        Labels(picture, sorted(map(Label, labels, *figures), key=lambda label: -label.score))
+        for picture, *figures in rows
+    ]
+    return results, list(faults.values())
+
+
+def similarity(model: Model, pictures: Source | Sequence[Source], texts: str | Sequence[str]) -> Tensor:
+    """The cosine of each picture with each text, float32 [pictures, texts], in the order given; folders by name."""
+    clip, preprocess = resolve(model)
+    embeddings = _embed(clip, preprocess, find_pictures(pictures))
+    return embeddings @ text_embeddings(clip, texts).T
+
+
+def search_pictures(
+    model: Model, query: str | Sequence[str], pictures: Source | Sequence[Source], top: int = 10
+) -> list[Match]:
+    """The pictures with the highest cosines with the words of the query, the best first. Several queries are averaged.
+
+    Every call embeds all pictures; for many, make an index once with `miniclip index`.
+    """
+    clip, preprocess = resolve(model)
+    found = find_pictures(pictures)
+    scores = _embed(clip, preprocess, found) @ text_embeddings(clip, query).mean(dim=0)
+    best = scores.topk(min(top, len(found)))
+    return [Match(score, found[i]) for score, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
+
+
+def text_embeddings(model: CLIP, texts: str | Sequence[str]) -> Tensor:
+    """Unit embeddings [N, E]. UsageError for a text that is too long."""
+    embeddings, faults = embed_texts(model, texts)
+    if faults:
+        raise UsageError("; ".join(faults.values()))
+    return embeddings
+
+
+def resolve(model: Model) -> tuple[CLIP, Callable[[Image.Image], Tensor]]:
+    """The model and its preprocessing."""
+    if isinstance(model, CLIP):
+        return model, Preprocess(model.config.preprocess)
+    return model if isinstance(model, tuple) else load(model)
+
+
+def find_pictures(sources: Source | Sequence[Source]) -> list[Picture]:
+    """The pictures, with all those of folders in place of the folders. ImageError if there are none."""
+    sources = [sources] if isinstance(sources, np.ndarray) else as_list(sources)
+    found: list[Picture] = []
+    for i, source in enumerate(sources):
+        found += _find(source, f"picture {i + 1}")
+    if not found:
+        raise ImageError(f"there are no pictures in {', '.join(map(str, sources)) or 'an empty list'}")
+    return found
+
+
+def _find(source: Source, name: str) -> list[Picture]:
+    if isinstance(source, Image.Image):
+        return [Picture(getattr(source, "filename", "") or name, source)]
+    if isinstance(source, np.ndarray):
+        if source.dtype != np.uint8 or source.ndim not in (2, 3):
+            raise ImageError(f"{name} is an array {source.dtype} {list(source.shape)}; expected uint8 [H, W, 3]")
+        return [Picture(name, Image.fromarray(source))]
+    if not isinstance(source, (str, Path)):
+        raise TypeError(f"{name} is a {type(source).__name__}; expected a path, a PIL image, a NumPy array or a URL")
+    if str(source).lower().startswith(URLS):
+        return [Picture(str(source), _download(str(source)))]
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return [Picture(file, file) for file in scan([path]).pictures]
+    return [Picture(str(path), str(path))]
+
+
+def _download(url: str) -> Image.Image:
+    try:
+        with urlopen(url, timeout=60) as response:
+            data = response.read(MOST_BYTES + 1)
+    except (OSError, ValueError) as error:
+        raise ImageError(f"can't get {url}: {error}") from error
+    if len(data) > MOST_BYTES:
+        raise ImageError(f"{url} has more than {MOST_BYTES >> 20} MiB, too many for a picture")
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "picture"
+        file.write_bytes(data)
+        return open_image(file)
+
+
+def _embed(model: CLIP, preprocess: Callable[[Image.Image], Tensor], pictures: Sequence[Picture]) -> Tensor:
+    embeddings, faults = embed_images(model, preprocess, [picture.source for picture in pictures])
+    _raise(list(faults.values()))
+    return embeddings
+
+
+def _raise(faults: Sequence[str]) -> None:
+    if faults:
+        others = f" (and {len(faults) - 1} others can't be used)" if len(faults) > 1 else ""
+        raise ImageError(faults[0] + others)
