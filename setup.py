@@ -35,7 +35,11 @@ setup(
         "numpy",
         "regex",
         "ftfy",
-        "pillow",
+        # Decodes files from strangers. 12.1.1 mended CVE-2026-25990 (PSD); 12.3 CVE-2026-54058, -59199, -59204 and
+        # -59205; 13.0 CVE-2026-96639 (frames of other modes, critical) and the overflow in JPEG's decoder
+        # (GHSA-5x8w-8jj5-q52h, critical), but it needs Python 3.11.
+        "pillow>=13; python_version >= '3.11'",
+        "pillow>=12.3; python_version < '3.11'",
         "safetensors",
         "tqdm",
     ],

@@ -92,8 +92,8 @@ def stream_images(
     images = as_list(images)
 
     def prepare(index: int) -> Tensor | str:
-        image = images[index]
         try:
+            image = images[index]
             return preprocess(image if isinstance(image, Image.Image) else open_image(image))
         except (ValueError, RuntimeError) as error:  # ImageError among them
             return str(error)

@@ -140,20 +140,24 @@ def _try_lock(descriptor: int) -> bool:
     return True
 
 
+def open_regular(path: str | Path) -> BinaryIO:
+    """Open a file to read its bytes. OSError also for a folder, and for a pipe or device, which might never end."""
+
+    def opener(path: str, flags: int) -> int:
+        descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode):
+            os.close(descriptor)
+            raise OSError(errno.EINVAL, "it is a folder" if stat.S_ISDIR(mode) else "it is not a regular file", path)
+        return descriptor
+
+    return open(path, "rb", opener=opener)
+
+
 def printable(name: str) -> str:
     """A file name, or any text, in one line: characters that control a terminal, and bytes that are not UTF-8, become
     escapes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in name)
-
-
-def open_regular(path: str | Path) -> BinaryIO:
-    """Open a file to read its bytes. OSError also for a folder, and for a pipe or device, which might never end."""
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    mode = os.fstat(descriptor).st_mode
-    if not stat.S_ISREG(mode):
-        os.close(descriptor)
-        raise OSError(errno.EINVAL, "it is a folder" if stat.S_ISDIR(mode) else "it is not a regular file", str(path))
-    return os.fdopen(descriptor, "rb")
 
 
 def sha256_of(path: str | Path) -> str:

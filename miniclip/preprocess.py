@@ -2,7 +2,7 @@
 
 The stages, each a function below, in this order:
 
-    open_image   file                 -> PIL image, fully decoded
+    open_image   file                 -> PIL image, decoded
     resize       any mode, any size   -> shorter side R (Pillow's antialiased bicubic, in the image's own mode)
     center_crop  shorter side R       -> R x R
     to_pixels    R x R, any mode      -> uint8 [R, R, 3], RGB
@@ -12,43 +12,68 @@ Where ports go wrong, with the largest error seen in a channel, of 255:
 
 - Pillow's bicubic has a = -0.5 and widens its kernel by the scale when it shrinks (antialias). Without that: 65. Most
   tensor libraries have a = -0.75.
-- Pillow filters along the width first, then along the height, and rounds and clips to 0..255 after each. Floats all the
-  way: 13. Its weights are fixed point, of 22 bits: a float filter that rounds likewise is off by 1 in a few of 10,000.
-  From Pillow 13 the height comes first for pictures over twice as tall as wide that are made smaller: 10.
+- Pillow filters along the width first, then along the height, and rounds and clips to 0..255 after each. With floats
+  between the passes: 13. Its weights have 22 bits of fixed point: a float filter that rounds in the same places is off
+  by 1 in a few of 10,000. From Pillow 13 on, images over twice as tall as wide are reduced along the height first: 10.
 - RGB comes after the resize. RGBA and LA are filtered with the colour multiplied by alpha, and alpha is then dropped;
   palette and 1-bit images are resized with the nearest neighbour. Converted first: 254 (RGBA), 75 (palette).
 - The longer side is rounded down, the crop's offset half to even (see `center_crop`). Rounded down instead: 110.
-- EXIF orientation is ignored, as in openai/CLIP: a photo that a viewer turns upright stays as it is stored. To turn it,
-  give `PIL.ImageOps.exif_transpose(image)`.
+- EXIF orientation is ignored, as in openai/CLIP: a photo that viewers turn upright is taken as it is stored, unless
+  open_image is called with upright=True.
 """
 
 from __future__ import annotations
 
+import io
 import os
+import re
+import warnings
 from dataclasses import dataclass
+from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from miniclip.config import INTERPOLATIONS, RESIZE_MODES, PreprocessConfig, check_choice
 from miniclip.errors import MiniclipError
+from miniclip.io import open_regular
 
-# A long thin image is enlarged whole before most of it is cropped away. This is 512 MiB at 4 bytes a pixel (RGBA takes
-# twice that), and admits 1 x 640 for the largest model, R = 448.
+# The formats that open_image decodes, by Pillow's names; HEIF if a plugin is registered. Pillow knows many others, with
+# more faults, and for EPS it starts another program: a file from a stranger must not choose one of those.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF")
+
+# A long thin image is resized before most of it is cropped. This limit is 512 MiB at 4 bytes a pixel (RGBA takes twice
+# as much), and admits 1 x 640 pixels for the largest model, R = 448.
 MAX_RESIZED_PIXELS = 2**27
+MAX_SCANS = 50  # of a progressive JPEG; encoders write about 10. At Pillow's limit of pixels, 50 scans take 4 seconds
+JPEG_MARKER = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")  # without those that stand inside compressed data
+
+TURNS = {  # by EXIF orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class ImageError(MiniclipError, ValueError):
-    """A picture that can't be used. The message names the file, where there is one, and the fault."""
+    """A picture that can't be used. The message names the file, if there is one, and the fault."""
+
+
+class ImageAccessError(ImageError):
+    """A picture that can't be used here and now: the fault is the system's or a limit's, not the content's."""
 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """The whole way from a PIL image to a model's input.
+    """All stages from a PIL image to a model's input.
 
     Takes any mode and size, and returns a float32 tensor [3, R, R]; stack several to a batch [N, 3, R, R].
-    Raises TypeError for what is not a PIL image, and ImageError for one that can't be decoded or resized.
+    Raises TypeError for anything but a PIL image, and ImageError for one that can't be decoded or resized.
     """
 
     config: PreprocessConfig
@@ -63,39 +88,104 @@ class Preprocess:
         else:
             image = resize(image, config.image_size, config.interpolation, config.resize_mode)
             image = center_crop(image, config.image_size)
-        return normalize(to_pixels(image), config.mean, config.std)
+        pixels = to_pixels(image)
+        if image.mode.startswith(("I", "F")) and pixels.min() == 255:
+            text = f"an image of mode {image.mode} becomes all white, because values over 255 are clipped, not scaled"
+            warnings.warn(text, stacklevel=2)
+        return normalize(pixels, config.mean, config.std)
 
 
-def open_image(path: str | os.PathLike[str]) -> Image.Image:
-    """Open and decode an image file (of several frames the first) and close it.
+def open_image(source: str | os.PathLike[str] | bytes | BinaryIO, upright: bool = False) -> Image.Image:
+    """Decode an image file: its path, its content, or an open binary file. Of several frames the first.
 
-    Raises ImageError for a file that is missing, not an image, damaged, without pixels, or larger than Pillow's
-    `Image.MAX_IMAGE_PIXELS`, where Pillow itself only warns of a decompression bomb.
+    The content decides on the format, which must be in FORMATS. upright: turn the image as its EXIF orientation says.
+    Raises ImageError for anything else, a damaged image or one without pixels; its subclass ImageAccessError for a file
+    that can't be read, is no regular file, or is larger than Pillow's `Image.MAX_IMAGE_PIXELS`.
     """
-    path = os.fspath(path)
+    if isinstance(source, bytes):
+        return _open(io.BytesIO(source), "the data", upright)
+    if hasattr(source, "read"):
+        return _open(source, str(getattr(source, "name", "the data")), upright)
+    path = os.path.expanduser(os.fspath(source))
     try:
-        with Image.open(path) as image:  # reads the header only
-            limit = Image.MAX_IMAGE_PIXELS
-            if limit is not None and image.width * image.height > limit:
-                raise ImageError(
-                    f"{_describe(image)} exceeds Pillow's limit of {limit} pixels against decompression bombs; "
-                    "if you trust the file, raise PIL.Image.MAX_IMAGE_PIXELS"
-                )
-            _decode(image)
-            return image
+        file = open_regular(path)
+    except OSError as error:
+        raise ImageAccessError(f"can't open the image {path}: {_reason(error)}") from error
+    with file:
+        image = _open(file, path, upright)
+    image.filename = path  # for messages; before the image was decoded, Pillow would open the path again
+    return image
+
+
+def _open(file: BinaryIO, name: str, upright: bool) -> Image.Image:
+    try:
+        with Image.open(file, formats=formats()) as image:  # reads the header only
+            _check_cost(image, file, name)
+            _decode(image, name)
+            return _turn_upright(image) if upright else image
     except ImageError:
         raise
     except UnidentifiedImageError as error:
-        beginning = _beginning(path)
-        raise ImageError(f"{path} is not an image that Pillow can read, or has no pixels; it {beginning}") from error
+        kinds = ", ".join(formats())
+        raise ImageError(f"{name} is not an image ({kinds}), or has no pixels; it {_beginning(file)}") from error
     except Exception as error:  # a hostile header makes Pillow's plugins raise anything
-        raise ImageError(f"can't open the image {path}: {_reason(error)}") from error
+        raise _image_error(f"can't open the image {name}", error) from error
+
+
+def formats() -> list[str]:
+    """Those of FORMATS that this Pillow can decode, with the plugins that were registered."""
+    Image.init()
+    return [format for format in FORMATS if format in Image.OPEN]
+
+
+def _check_cost(image: Image.Image, file: BinaryIO, name: str) -> None:
+    """Refuse what takes too much time or memory, before it is decoded."""
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and image.width * image.height > limit:
+        raise ImageAccessError(
+            f"{_describe(image, name)} exceeds Pillow's limit of {limit} pixels against decompression bombs; "
+            "if you trust the file, raise PIL.Image.MAX_IMAGE_PIXELS"
+        )
+    if "progressive" in image.info:  # a JPEG in several scans, each of which takes a pass over all pixels
+        position = file.tell()
+        file.seek(0)
+        scans = _count_scans(file.read())
+        file.seek(position)
+        if scans > MAX_SCANS:
+            raise ImageError(f"{_describe(image, name)} is a JPEG of {scans} scans; expected at most {MAX_SCANS}")
+
+
+def _count_scans(jpeg: bytes) -> int:
+    """The number of "start of scan" markers, without those of thumbnails inside other segments."""
+    scans, position = 0, 0
+    while marker := JPEG_MARKER.search(jpeg, position):
+        kind, position = jpeg[marker.end() - 1], marker.end()
+        if kind == 0xD9:  # end of image
+            break
+        scans += kind == 0xDA
+        if kind not in (0x01, 0xD8):  # these two have no segment, whose length comes next
+            position += int.from_bytes(jpeg[position : position + 2], "big")
+    return scans
+
+
+def _turn_upright(image: Image.Image) -> Image.Image:
+    """Undo the EXIF orientation; an image whose EXIF is damaged stays as it is stored."""
+    try:
+        turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    except Exception:  # damaged EXIF makes Pillow raise anything
+        turn = None
+    if turn is None:
+        return image
+    turned = image.transpose(turn)
+    for key in ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"):  # they would turn it again
+        turned.info.pop(key, None)
+    return turned
 
 
 def resize(image: Image.Image, size: int, interpolation: str, resize_mode: str) -> Image.Image:
     """Scale the shorter side to `size` and the longer in proportion, or with "squash" both to `size`.
 
-    The mode is kept. Already the right size: a copy, nothing is filtered.
+    The mode is kept. An image of the right size is copied, not filtered.
     """
     check_choice("interpolation", interpolation, INTERPOLATIONS)
     check_choice("resize_mode", resize_mode, RESIZE_MODES)
@@ -106,7 +196,7 @@ def _new_size(image: Image.Image, size: int, resize_mode: str) -> tuple[int, int
     if 0 in image.size:
         raise ImageError(f"{_describe(image)} has no pixels")
     new_width, new_height = size, size
-    if resize_mode == "shortest":  # torchvision takes int() of a float quotient: the same for all sides below 2**40
+    if resize_mode == "shortest":  # torchvision: int() of a float quotient, the same for sides below 2**40
         new_width, new_height = (size * side // min(image.size) for side in image.size)
     rows = max(image.height, new_height)  # Pillow's first pass makes new_width x image.height
     if new_width * rows > MAX_RESIZED_PIXELS:
@@ -129,12 +219,12 @@ def center_crop(image: Image.Image, size: int) -> Image.Image:
 
 
 def _can_crop_between_passes(image: Image.Image, config: PreprocessConfig) -> bool:
-    """Of other modes the resize is more than two passes; and only of wide pictures the first pass is the width's."""
+    """Whether the resize has two passes, the first along the width: not for other modes, nor always for tall images."""
     return config.resize_mode == "shortest" and image.width > image.height > 0 and image.mode in ("RGB", "L")
 
 
 def _resize_and_crop(image: Image.Image, size: int, interpolation: str) -> Image.Image:
-    """center_crop(resize(image)) in the same bits, without the height's pass over what is cropped: 7% less time."""
+    """center_crop(resize(image)), the same bits in 7% less time: the second pass skips the columns that are cropped."""
     width, _ = _new_size(image, size, "shortest")
     left = round((width - size) / 2)
     filter = Image.Resampling[interpolation.upper()]
@@ -163,16 +253,22 @@ def normalize(pixels: np.ndarray, mean: tuple[float, float, float], std: tuple[f
     return torch.from_numpy(planes)
 
 
-def _decode(image: Image.Image) -> None:
-    """Read the pixels, which Pillow puts off until they are needed; a no-op if they were read."""
+def _decode(image: Image.Image, name: str = "") -> None:
+    """Read the pixels, which Pillow does not do before they are needed."""
     try:
         image.load()
     except Exception as error:  # a damaged body makes Pillow's plugins raise anything
-        raise ImageError(f"can't decode {_describe(image)}: {_reason(error)}; get the file again") from error
+        raise _image_error(f"can't decode {_describe(image, name)}", error) from error
 
 
-def _describe(image: Image.Image) -> str:
-    name = getattr(image, "filename", "") or "the image"  # only an image fresh from a file has a name
+def _image_error(what: str, error: Exception) -> ImageError:
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) is not None:
+        return ImageAccessError(f"{what}: {_reason(error)}")
+    return ImageError(f"{what}: {_reason(error)}; get the file again")
+
+
+def _describe(image: Image.Image, name: str = "") -> str:
+    name = name or getattr(image, "filename", "") or "the image"  # a new image has no file name
     return f"{name} ({image.mode}, {image.width} x {image.height} pixels)"
 
 
@@ -180,9 +276,9 @@ def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
-def _beginning(path: str) -> str:
-    with open(path, "rb") as file:
-        head = file.read(24)
+def _beginning(file: BinaryIO) -> str:
+    file.seek(0)
+    head = file.read(24)
     return f"begins with {head!r}" if head else "is empty"
 
 

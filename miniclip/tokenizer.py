@@ -1,5 +1,8 @@
 """Text -> token ids: the byte-level BPE of OpenAI's CLIP, with the ids that openai/CLIP gives, for every string.
 
+The one exception are HTML entities nested more than `MAX_NESTED` deep, which are refused. The time is proportional to
+the length of the text (times its logarithm for a single long word): about 6 microseconds a letter.
+
 Each step is a function, in the order in which a port would write them. A worked example:
 
     clean         " It&#39;s 10 CAFÃ‰S!"  ->  "it's 10 cafés!"       repaired, unescaped, lower case
@@ -8,7 +11,7 @@ Each step is a function, in the order in which a port would write them. A worked
     merge_pairs   66 64 69 127 102 338  ->  66 702 127 102 338          a f   = 702, the lowest id of any pair's merge
                                         ->  66 702 3459 338             C3 A9 = 3459, "é"
                                         ->  3471 3459 338               c af  = 3471
-                                        ->  3471 20507                  é s   = 20507, and the two left do not merge
+                                        ->  3471 20507                  é s   = 20507, and these two do not merge
     encode        ->  585 568 272 271 3471 20507 256
     tokenize      ->  49406 585 568 272 271 3471 20507 256 49407 0 0 ... 0
 
@@ -45,17 +48,18 @@ _BYTE_LETTERS = [chr(byte) for byte in _PRINTED] + [chr(0x100 + n) for n in rang
 _BYTE_IDS = {byte: i for i, byte in enumerate(_BYTES)}
 
 _CACHED_PIECES = 1 << 15
-_CACHED_LENGTH = 32  # characters; longer pieces are not kept, so that hostile texts can't fill the memory
+_CACHED_LENGTH = 32  # characters; longer pieces are not cached, so that hostile texts can't fill the memory
+MAX_NESTED = 32  # levels of HTML entities, as in "&amp;amp;lt;", which has three
 
 
 def clean(text: str) -> str:
-    """Repair broken text (see `_repair`), collapse white space, strip it, and lower the case."""
+    """Repair broken text (see `_repair`), replace each run of white space by a space, strip it, and lower the case."""
     if not isinstance(text, str):
         error = UnicodeError if isinstance(text, bytes) else TypeError  # openai/CLIP's types
         raise error(f"a text must be a str, got {type(text).__name__}: {text!r:.80}")
-    # Printable ASCII without "&" needs no repair, and ftfy is slow: all that it and html.unescape change in ASCII are
-    # entities, which start with "&", and control characters ("\r", those it deletes, escape sequences, which start with
-    # one). Mojibake, curly quotes, ligatures, widths and NFC concern characters beyond ASCII.
+    # Printable ASCII without "&" needs no repair, and ftfy is slow. In ASCII, ftfy and html.unescape change only
+    # entities, which start with "&", and control characters and escape sequences, which are not printable. Mojibake,
+    # curly quotes, ligatures, widths and NFC concern other characters.
     if not (text.isascii() and text.isprintable() and "&" not in text):
         text = _repair(text)
     return " ".join(text.split()).lower()
@@ -67,14 +71,32 @@ def _repair(text: str) -> str:
 
     import ftfy
 
+    _check_nesting(text)
     return html.unescape(html.unescape(ftfy.fix_text(text)))
+
+
+def _check_nesting(text: str) -> None:
+    """Raise ValueError for HTML entities nested more than `MAX_NESTED` deep: ftfy reads the text once for each level.
+
+    A level is undone by decoding an entity. That uses up a "&" and a ";" of the same run without white space and gives
+    back at most one of the two. So a run with few of them, or of the characters that ftfy turns into them, is harmless.
+    """
+    if all(sum(map(run.count, "&;＆；\u037e")) <= MAX_NESTED for run in text.split()):
+        return
+    import ftfy
+
+    for _ in range(MAX_NESTED):
+        before, text = text, ftfy.fix_text(ftfy.fixes.unescape_html(text), unescape_html=False)
+        if text == before or "<" in text:
+            return
+    raise ValueError(f"HTML entities are nested more than {MAX_NESTED} deep in a text of {len(text)} characters")
 
 
 @cache
 def _word_pattern():
     import regex  # the standard library's `re` has no \p{L}
 
-    # IGNORECASE is no relic: "ſ" (U+017F) is lower case and matches "s".
+    # IGNORECASE is needed although the text is lower case: "ſ" (U+017F) is lower case too, and has to match "s".
     return regex.compile(
         r"""<\|startoftext\|> | <\|endoftext\|>
           | 's | 't | 're | 've | 'm | 'll | 'd
@@ -113,16 +135,16 @@ def _read_merge_file() -> tuple[dict[tuple[int, int], int], dict[str, int]]:
 def merge_pairs(symbols: list[int]) -> list[int]:
     """Byte-pair encoding: merge the adjacent pair that gives the lowest id, leftmost first, until no pair merges.
 
-    openai/CLIP merges a pair throughout the word at once and then searches the word again. The result is the same,
-    since an id is higher than the two it was merged from: no new pair goes before the one being merged. The cost is
-    not: half a minute for one word of 30,000 random letters, where the heap of candidates here makes it O(n log n).
+    openai/CLIP merges a pair throughout the word at once and then searches the whole word again. The result is the
+    same: an id is higher than the two ids that it is merged from, so no new pair comes before the pair being merged.
+    The time is not: O(n^2), half a minute for 30,000 random letters, while a heap of candidates takes O(n log n).
     """
     merges, _ = _read_merge_file()
     symbols = list(symbols)
-    end, gone = len(symbols), -1
-    after = list(range(1, end + 1))  # a linked list: index of the next symbol that is not gone
+    end, deleted = len(symbols), -1
+    after = list(range(1, end + 1))  # a linked list: index of the next symbol that is not deleted
     before = list(range(-1, end))
-    candidates: list[tuple[int, int]] = []  # merged id, index of the left symbol; stale entries are skipped
+    candidates: list[tuple[int, int]] = []  # merged id, index of the left symbol; outdated ones are skipped
 
     def propose(left: int) -> None:
         if left >= 0 and after[left] < end:
@@ -137,12 +159,12 @@ def merge_pairs(symbols: list[int]) -> list[int]:
         right = after[left]
         if right == end or merges.get((symbols[left], symbols[right])) != merged:
             continue
-        symbols[left], symbols[right] = merged, gone
+        symbols[left], symbols[right] = merged, deleted
         after[left] = after[right]
         before[after[left]] = left
         propose(before[left])
         propose(left)
-    return [symbol for symbol in symbols if symbol != gone]
+    return [symbol for symbol in symbols if symbol != deleted]
 
 
 def _encode_piece(piece: str) -> tuple[int, ...]:
@@ -159,10 +181,10 @@ _encode_piece_cached = lru_cache(_CACHED_PIECES)(_encode_piece)
 def encode(text: str) -> list[int]:
     """Token ids of a text of any length, without START and END.
 
-    TypeError (UnicodeError for bytes) when `text` is not a str.
+    TypeError (UnicodeError for bytes) if `text` is not a str; ValueError for entities nested too deep.
     """
     ids: list[int] = []
-    for piece in clean(text).split(" "):  # a word never reaches over white space, so pieces are independent
+    for piece in clean(text).split(" "):  # no word contains white space, so the pieces are independent
         ids += _encode_piece_cached(piece) if len(piece) <= _CACHED_LENGTH else _encode_piece(piece)
     return ids
 
@@ -176,9 +198,9 @@ def _spellings() -> dict[int, bytes]:
 
 
 def decode(ids: Iterable[int]) -> str:
-    """The text that ids spell, a space after every word; bytes that are not UTF-8 become U+FFFD. No id is skipped.
+    """The text that ids spell, with a space after every word; bytes that are not UTF-8 become U+FFFD. No id is skipped.
 
-    KeyError for what is not an id (elements of a tensor are not: pass `.tolist()`).
+    KeyError for anything that is not an id, such as an element of a tensor: pass `.tolist()`.
     """
     spellings = _spellings()
     try:
@@ -191,8 +213,8 @@ def decode(ids: Iterable[int]) -> str:
 def tokenize(texts: str | Iterable[str], context_length: int = 77, truncate: bool = False) -> torch.Tensor:
     """Ids of one or several texts, ready for `encode_text`: START, the text's ids, END, then zeros.
 
-    Returns int32 [N, context_length]. RuntimeError when a text does not fit; with `truncate` it is cut instead, and
-    ends with END all the same. For the errors about types see `encode`.
+    Returns int32 [N, context_length]. RuntimeError if a text does not fit; with `truncate` it is cut instead, and its
+    last id is END. See `encode` for the other errors.
     """
     texts = [texts] if isinstance(texts, str) else list(texts)
     rows = [[START, *encode(text), END] for text in texts]

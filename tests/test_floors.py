@@ -15,8 +15,8 @@ ROOT = Path(__file__).parents[1]
 
 FLOORS = (  # from the bottom; what shares a floor doesn't import each other
     ("errors",),
-    ("config",),
-    ("io", "table", "parallel", "tokenizer", "preprocess", "kernels"),
+    ("config", "io"),
+    ("table", "parallel", "tokenizer", "preprocess", "kernels"),
     ("weights", "ops", "similarity", "stages"),
     ("models", "data"),
     ("family", "fast"),

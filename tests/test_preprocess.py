@@ -1,8 +1,11 @@
 """Preprocessing against torchvision, bit for bit, and the errors for pictures that can't be used."""
 
 import io
+import os
+import socket
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import PIL
@@ -16,7 +19,16 @@ from safetensors import safe_open
 
 from miniclip import preprocess
 from miniclip.config import PreprocessConfig
-from miniclip.preprocess import ImageError, Preprocess, center_crop, normalize, open_image, resize, to_pixels
+from miniclip.preprocess import (
+    ImageAccessError,
+    ImageError,
+    Preprocess,
+    center_crop,
+    normalize,
+    open_image,
+    resize,
+    to_pixels,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:Palette images with Transparency")
 SIDES = st.integers(1, 90)
@@ -224,6 +236,176 @@ def test_good_file_is_decoded_and_closed(format, tmp_path):
     path.unlink()
     with Image.open(io.BytesIO(encoded(format))) as expected:
         assert image.convert("RGB").tobytes() == expected.convert("RGB").tobytes()
+
+
+def written(format: str) -> bytes:
+    """A picture in any format that Pillow writes; of others what its plugin accepts."""
+    if format in ALL_THAT_PILLOW_CANNOT_WRITE:
+        return ALL_THAT_PILLOW_CANNOT_WRITE[format] + bytes(1000)
+    mode = {"XBM": "1", "MSP": "1", "SPIDER": "F", "BLP": "P", "PALM": "P"}.get(format, "RGB")
+    stream = io.BytesIO()
+    Image.new(mode, (32, 32)).save(stream, format)
+    return stream.getvalue()
+
+
+ALL_THAT_PILLOW_CANNOT_WRITE = {
+    "PSD": b"8BPS\0\1" + bytes(6) + b"\0\3" + b"\0\0\0\x20" * 2 + b"\0\x08\0\3",
+    "WMF": b"\xd7\xcd\xc6\x9a\0\0" + b"\0\0\0\0\x20\0\x20\0\x48\0" + bytes(8),
+    "FPX": b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1",
+    "FLI": bytes(4) + b"\x11\xaf" + bytes(122),
+    "FITS": b"SIMPLE  =                    T",
+    "GRIB": b"GRIB\0\0\0\1",
+    "HDF5": b"\x89HDF\r\n\x1a\n",
+    "MPEG": b"\0\0\1\xb3\2\0\x20",
+    "PIXAR": b"\x80\xe8\0\0",
+    "XPM": b"/* XPM */\n",
+    "CUR": b"\0\0\2\0\1\0",
+}
+FORBIDDEN = ["BLP", "DDS", "EPS", "ICNS", "ICO", "IM", "MSP", "PCX", "PDF", "QOI", "SGI", "SPIDER", "TGA", "XBM"]
+
+
+@pytest.fixture
+def started(monkeypatch) -> list:
+    """The programs that were started."""
+    programs = []
+
+    def start(*arguments, **options):
+        programs.append(arguments)
+        raise FileNotFoundError
+
+    monkeypatch.setattr("subprocess.Popen", start)
+    monkeypatch.setattr("os.system", start)
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", "gs")
+    return programs
+
+
+@pytest.mark.parametrize("format", [*FORBIDDEN, *ALL_THAT_PILLOW_CANNOT_WRITE])
+def test_other_formats_are_refused_whatever_the_name(format, tmp_path, started):
+    path = tmp_path / "holiday.jpg"
+    path.write_bytes(written(format))
+    for source in (path, path.read_bytes(), io.BytesIO(path.read_bytes())):
+        with pytest.raises(ImageError, match="is not an image"):
+            open_image(source)
+    assert started == []
+
+
+def test_pillow_alone_would_start_a_program(tmp_path, started):
+    """The control of the test above."""
+    (tmp_path / "holiday.jpg").write_bytes(written("EPS"))
+    with pytest.raises(OSError), Image.open(tmp_path / "holiday.jpg") as image:
+        image.load()
+    assert started and started[0][0][0] == "gs"
+
+
+@pytest.mark.parametrize("format", [name for name in preprocess.FORMATS if name != "HEIF"])
+def test_the_content_decides_on_the_format(format, tmp_path):
+    path = tmp_path / "picture.eps"
+    path.write_bytes(encoded(format))
+    assert format in preprocess.formats()
+    expected = open_image(path)
+    assert expected.size == (64, 43) and expected.filename == str(path)
+    with path.open("rb") as file:
+        assert open_image(file).tobytes() == open_image(path.read_bytes()).tobytes() == expected.tobytes()
+
+
+def test_a_plugin_for_heic(monkeypatch):
+    assert "HEIF" not in preprocess.formats()
+    monkeypatch.setitem(Image.OPEN, "HEIF", (Image.OPEN["PNG"][0], lambda prefix: prefix[:4] == b"HEIC"))
+    assert "HEIF" in preprocess.formats()
+    with pytest.raises(ImageError, match="is not an image"):  # the plugin was asked, but this is no PNG
+        open_image(b"HEIC" + encoded("PNG"))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes in the file system")
+def test_only_regular_files_are_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "zero.jpg").symlink_to("/dev/zero")
+    (tmp_path / "random.jpg").symlink_to("/dev/random")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "socket.jpg"))
+        for name in ("pipe", "zero", "random", "socket"):
+            with pytest.raises(ImageAccessError, match=f"{name}.jpg: (it is not a regular file|No such device)"):
+                open_image(tmp_path / f"{name}.jpg")
+
+
+def progressive(scans: int, thumbnail: bytes = b"") -> bytes:
+    """A progressive JPEG whose last scan is repeated."""
+    stream = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x927C] = thumbnail  # any data: in a segment of its own
+    picture("RGB", 300, 200).save(stream, "JPEG", progressive=True, exif=exif)
+    whole = stream.getvalue()
+    last = whole[whole.rindex(b"\xff\xda") : -2]
+    return whole[:-2] + last * (scans - 10) + b"\xff\xd9"
+
+
+def test_a_jpeg_of_many_scans_is_refused():
+    assert open_image(progressive(10)).size == open_image(progressive(50)).size == (300, 200)
+    with pytest.raises(ImageError, match="is a JPEG of 200 scans; expected at most 50"):
+        open_image(progressive(200))
+    head, *scans = progressive(51).split(b"\xff\xda")
+    with pytest.raises(ImageError, match="51 scans"):
+        open_image(head + b"\xff\xda" + b"\xff\x01\xff\xda".join(scans))  # after markers that have no segment
+    film = b"\xff\xda" * 1000  # a phone appends one; and thumbnails
+    assert open_image(progressive(10, thumbnail=film) + film).size == (300, 200)
+
+
+def turned(orientation: int) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stream = io.BytesIO()
+    picture("RGB", 64, 43).save(stream, "JPEG", exif=exif)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("orientation", range(10))
+def test_upright(orientation):
+    """As Pillow turns it, once."""
+    image = open_image(turned(orientation), upright=True)
+    assert image.tobytes() == ImageOps.exif_transpose(open_image(turned(orientation))).tobytes()
+    assert (image.size == (43, 64)) == (5 <= orientation <= 8)
+    assert ImageOps.exif_transpose(image).tobytes() == image.tobytes()
+
+
+def test_damaged_exif_is_no_fault_of_the_pixels():
+    data = turned(6)
+    at = data.index(b"Exif\0\0") + 6
+    for end in (4, 8, 12, 14, 20, 26):
+        damaged = data[:at] + bytes(255 - b for b in data[at : at + end]) + data[at + end :]
+        assert open_image(damaged, upright=True).size in ((64, 43), (43, 64))
+
+
+def test_sixteen_bits_that_become_all_white(recwarn):
+    gradient = Image.fromarray(np.arange(300, 300 + 64 * 64, dtype=np.uint16).reshape(64, 64))
+    with pytest.warns(UserWarning, match="mode I;16 becomes all white"):
+        Preprocess(PreprocessConfig(32))(gradient)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Preprocess(PreprocessConfig(32))(Image.fromarray(np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)))
+        Preprocess(PreprocessConfig(32))(Image.new("L", (64, 64), 255))
+
+
+def test_whose_fault_it_is(tmp_path, monkeypatch):
+    """A fault of the content stays; any other may be gone the next time."""
+    (tmp_path / "cut.png").write_bytes(encoded("PNG")[:-200])
+    good = tmp_path / "good.png"
+    good.write_bytes(encoded("PNG"))
+    with pytest.raises(ImageError) as raised:
+        open_image(tmp_path / "cut.png")
+    assert not isinstance(raised.value, ImageAccessError)
+    for error in (MemoryError(), OSError(5, "Input/output error")):
+        with monkeypatch.context() as patched, pytest.raises(ImageAccessError, match=r"good\.png"):
+            patched.setattr("PIL.ImageFile.ImageFile.load", lambda self, error=error: (_ for _ in ()).throw(error))
+            open_image(good)
+    monkeypatch.setattr("os.open", lambda *_: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
+    with pytest.raises(ImageAccessError, match="Permission denied"):
+        open_image(good)
+
+
+def test_the_home_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "x.png").write_bytes(encoded("PNG"))
+    assert open_image("~/x.png").size == open_image(Path("~/x.png")).size == (64, 43)
 
 
 def test_missing_file_and_directory(tmp_path):

@@ -14,7 +14,7 @@ import ftfy
 import pytest
 import regex
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from miniclip import tokenizer
@@ -147,6 +147,47 @@ def test_long_words_are_quick_and_not_cached():
     assert tokenizer._encode_piece_cached.cache_info().maxsize is not None
 
 
+NESTED = {  # each level takes a reading of the text, however it is written
+    "amp": "&" + "amp;" * 4000 + "é",
+    "capitals": "&" + "AMP;" * 4000 + "é",
+    "number": "&" + "#38;" * 4000 + "é",
+    "wide": "＆" + "#65286;" * 4000 + "é",
+    "wide semicolon": "&" + "amp；" * 4000 + "é",
+    "greek question mark": "&" + "amp\u037e" * 4000 + "é",
+    "semicolon": "&amp" * 100 + "&#59;" * 4000 + "é",
+    "apart": " ".join("&" + "amp;" * n for n in (50, 60)) + "é",
+}
+
+
+@pytest.mark.parametrize("kind", NESTED)
+def test_nested_entities_are_refused_quickly(kind, monkeypatch):
+    calls, unescape = [], ftfy.fixes.unescape_html
+    monkeypatch.setattr(ftfy.fixes, "unescape_html", lambda text: calls.append(1) or unescape(text))
+    monkeypatch.setitem(ftfy.FIXERS, "unescape_html", ftfy.fixes.unescape_html)
+    if kind == "semicolon":  # much of it, but not deep
+        encode(NESTED[kind])
+    else:
+        with pytest.raises(ValueError, match="nested more than 32 deep"):
+            encode(NESTED[kind])
+    assert len(calls) <= 3 * tokenizer.MAX_NESTED
+
+
+@given(st.lists(st.sampled_from(["&amp;", "amp;", "#38;", "&#x26;", "＆", "；", "&lt;", "é", "Ã©", "&#59;", "&"])))
+def test_entities_that_are_not_nested_deep_are_as_ever(parts):
+    text = "".join(parts * 5)
+    try:
+        repaired = tokenizer._repair(text)
+    except ValueError:
+        assert text.count("&") + text.count("＆") + text.count(";") + text.count("；") > tokenizer.MAX_NESTED
+    else:
+        assert repaired == html.unescape(html.unescape(ftfy.fix_text(text)))
+
+
+def test_addresses_with_many_parameters_are_not_refused():
+    address = "https://example.org/?" + "&".join(f"a{i}=b;{i}é" for i in range(2000))
+    assert clean(address) == html.unescape(html.unescape(ftfy.fix_text(address))).lower()
+
+
 def test_import_loads_nothing_heavy():
     code = """if True:
         import sys, miniclip.tokenizer
@@ -160,6 +201,7 @@ def test_import_loads_nothing_heavy():
 # What comes out
 
 
+@settings(deadline=None)
 @given(tricky_text)
 def test_decode_spells_the_words(text):
     words = split_words(clean(text))

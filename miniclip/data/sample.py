@@ -19,6 +19,7 @@ from pathlib import Path
 from PIL import Image
 
 from miniclip.data.lists import Example
+from miniclip.preprocess import open_image
 
 FILE = Path(__file__).with_name("sample.zip")
 LIST = "sample.json"
@@ -68,7 +69,7 @@ def read_sample() -> list[Example]:
     with zipfile.ZipFile(FILE) as files:
         return [
             Example(
-                Image.open(io.BytesIO(files.read(row["image"]))).convert("RGB"),
+                open_image(files.read(row["image"])).convert("RGB"),
                 tuple(row["captions"]),
                 row["category"],
                 f"sample {row['image']}",
@@ -85,7 +86,7 @@ def make_sample(pictograms: str | Path, output: str | Path) -> None:
     with zipfile.ZipFile(output, "w") as files:
         for kind, names in KINDS.items():
             for name in names.split(", "):
-                image = Image.open(pictograms / drawn[name]["image"]).convert("RGBA")
+                image = open_image(pictograms / drawn[name]["image"]).convert("RGBA")
                 on_white = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
                 stream = io.BytesIO()
                 on_white.save(stream, "webp", lossless=True, quality=100, method=6)

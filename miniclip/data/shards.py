@@ -7,7 +7,6 @@ In a shard the files of a picture share a name: 000123.jpg (or .png, .webp, ...)
 from __future__ import annotations
 
 import http.client
-import io
 import json
 import os
 import random
@@ -28,7 +27,7 @@ from miniclip.data.pictures import SUFFIXES
 from miniclip.data.text import DataError
 from miniclip.errors import require
 from miniclip.io import open_regular
-from miniclip.preprocess import ImageError
+from miniclip.preprocess import ImageError, open_image
 
 SHUFFLED = 2000  # samples that a worker holds, to draw the next one from
 SCHEMES = ("file", "http", "https")
@@ -140,12 +139,7 @@ def _image(sample: dict) -> Image.Image:
     data = next((sample[suffix[1:]] for suffix in SUFFIXES if suffix[1:] in sample), None)
     if data is None:
         raise DataError(f"no picture among {_names(sample)}; expected one of {', '.join(SUFFIXES)}")
-    try:
-        image = Image.open(io.BytesIO(data))
-        image.load()
-        return image
-    except Exception as error:  # a damaged file makes Pillow's plugins raise anything
-        raise ImageError(f"can't decode the picture: {error}") from error
+    return open_image(data)
 
 
 def _captions(sample: dict) -> tuple[str, ...]:

@@ -5,66 +5,56 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
+from miniclip.data import pictures
+from miniclip.io import open_regular
 from miniclip.search.index import HASH_BYTES, SearchError, Shard
 from miniclip.search.shards import Stat
 
-IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-
-Rejected = dict[str, tuple[int, int, str]]  # path: size, time of modification, why
+Rejected = dict[str, tuple[int, int, str, str]]  # path: size, time of modification, fault, and the decoder's version
 
 
 @dataclass
-class Scan:
+class Found:
     """The pictures in some folders, all paths absolute."""
 
     roots: list[str]
-    files: dict[str, Stat] = field(default_factory=dict)
-    unreadable: dict[str, str] = field(default_factory=dict)  # folder or file: why
+    scan: pictures.Scan
 
     def covers(self, path: str) -> bool:
-        """Whether `path` would be among the files if it were there."""
-        return _within(path, self.roots) and not _within(path, self.unreadable)
+        """Whether `path` would be among the pictures if it were there."""
+        return _within(path, self.roots) and not _within(path, self.scan.faults)
 
 
-def scan(inputs: Sequence[str | Path]) -> Scan:
-    """Find the pictures: in folders, however deep, by suffix; or named themselves. SearchError where there are none."""
-    found = Scan([os.path.abspath(path) for path in inputs])
-    for root in found.roots:
-        before = len(found.files)
-        if not os.path.isdir(root):
-            if not os.path.exists(root):
-                raise SearchError(f"there is no file or folder {root}")
-            _add(found, root)
-            continue
-        for folder, folders, names in os.walk(root, onerror=lambda fault: _note(found, fault)):
-            folders.sort()
-            for name in sorted(names):
-                if name.lower().endswith(IMAGE_SUFFIXES):
-                    _add(found, os.path.join(folder, name))
-        if len(found.files) == before and not found.unreadable:
-            suffixes = " ".join(IMAGE_SUFFIXES)
-            raise SearchError(f"there are no pictures in {root}; expected files that end in one of {suffixes}")
-    return found
+def find(inputs: str | Path | Sequence[str | Path], hidden: bool = False) -> Found:
+    """The pictures in folders and among files, as data/pictures.py finds them.
+
+    SearchError for an input that is not there, and for a folder without pictures: its drive may not be mounted, and the
+    index would lose what it has of it.
+    """
+    inputs = [inputs] if isinstance(inputs, (str, os.PathLike)) else inputs
+    roots = [os.path.abspath(os.path.expanduser(path)) for path in inputs]
+    for root in roots:
+        if not os.path.exists(root):
+            raise SearchError(f"there is no file or folder {root}")
+    scan = pictures.scan(roots, hidden)
+    for root in roots:
+        if not any(_within(path, [root]) for path in scan.pictures | scan.faults) and not _elsewhere(root, scan):
+            left_out = f" ({scan.summary()})" if scan.summary() else ""
+            raise SearchError(f"there are no pictures in {root}{left_out}; expected JPEG, PNG or other image files")
+    return Found(roots, scan)
 
 
-def _add(found: Scan, path: str) -> None:
-    try:
-        stat = os.stat(path)
-        found.files[path] = stat.st_size, stat.st_mtime_ns
-    except OSError as fault:
-        _note(found, fault)
+def _elsewhere(root: str, scan: pictures.Scan) -> bool:
+    """Whether another input has the pictures of `root`, which is reached through a link."""
+    return any(_within(os.path.realpath(path), [os.path.realpath(root)]) for path in scan.pictures)
 
 
-def _note(found: Scan, fault: OSError) -> None:
-    found.unreadable[fault.filename] = f"can't read {fault.filename}: {fault.strerror}"
-
-
-def _within(path: str, roots: Sequence[str] | dict[str, str]) -> bool:
+def _within(path: str, roots: Iterable[str]) -> bool:
     return any(path == root or path.startswith(os.path.join(root, "")) for root in roots)
 
 
@@ -89,7 +79,7 @@ class Changes:
     rejected: Rejected = field(default_factory=dict)  # could not be read before, and unchanged
 
 
-def compare(found: Scan, shards: Sequence[Shard], rejected: Rejected) -> Changes:
+def compare(found: Found, shards: Sequence[Shard], rejected: Rejected) -> Changes:
     """What an update has to do. Pictures outside the folders stay in the index, unless they were moved into one.
 
     rejected: the files that could not be read the last time. They are not tried again before they change.
@@ -106,7 +96,7 @@ def compare(found: Scan, shards: Sequence[Shard], rejected: Rejected) -> Changes
 
     changes = Changes(defaultdict(dict))
     new: dict[str, Stat] = {}
-    for path, stat in found.files.items():
+    for path, stat in found.scan.pictures.items():
         place = places.get(path)
         if place is None:
             new[path] = stat
@@ -121,10 +111,10 @@ def compare(found: Scan, shards: Sequence[Shard], rejected: Rejected) -> Changes
             changes.todo.append((path, stat))
 
     sizes = {size for size, _ in new.values()}
-    gone = {path: place for path, place in places.items() if path not in found.files and found.covers(path)}
+    gone = {path: place for path, place in places.items() if path not in found.scan.pictures and found.covers(path)}
     candidates = defaultdict(list)  # for a move, by size
     for path, place in places.items():
-        if place.stat[0] in sizes and path not in found.files and (path in gone or not os.path.lexists(path)):
+        if place.stat[0] in sizes and path not in found.scan.pictures and (path in gone or not os.path.lexists(path)):
             candidates[place.stat[0]].append(path)
     for path, stat in new.items():
         if rejected.get(path, ())[:2] == stat:
@@ -148,11 +138,16 @@ def compare(found: Scan, shards: Sequence[Shard], rejected: Rejected) -> Changes
 
 def content_hash(path: str | Path) -> bytes | None:
     """BLAKE2b of a file, None if it can't be read."""
-    digest = hashlib.blake2b(digest_size=HASH_BYTES)
     try:
-        with open(path, "rb") as file:
-            while piece := file.read(1 << 20):
-                digest.update(piece)
+        with open_regular(path) as file:
+            return digest_of(file)
     except OSError:
         return None
+
+
+def digest_of(file: BinaryIO) -> bytes:
+    """BLAKE2b of the content of an open file."""
+    digest = hashlib.blake2b(digest_size=HASH_BYTES)
+    while piece := file.read(1 << 20):
+        digest.update(piece)
     return digest.digest()

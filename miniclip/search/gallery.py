@@ -14,7 +14,8 @@ from io import BytesIO
 from pathlib import Path
 from string import Template
 
-from PIL import Image, ImageOps
+import numpy as np
+from PIL import Image
 
 from miniclip.io import printable, write_text
 from miniclip.preprocess import ImageError, open_image
@@ -65,7 +66,7 @@ def _query(wanted: Sequence[Part], unwanted: Sequence[Part]) -> Iterator[str]:
                 yield f'<span class="sign">{"without" if sign == "−" else "and"}</span>'
             if is_picture(part):
                 name = printable(Path(getattr(part, "filename", "") if isinstance(part, Image.Image) else part).name)
-                picture = part if isinstance(part, Image.Image) else open_image(part)
+                picture = part if isinstance(part, Image.Image) else open_image(part, upright=True)
                 yield f'<img{kind} src="{_data_uri(picture, QUERY_THUMBNAIL)}" alt="{escape(name or "a picture")}">'
             else:
                 yield f"<span{kind}>{escape(printable(part))}</span>"
@@ -92,8 +93,7 @@ def _cards(hits: Sequence[Hit], common: str) -> Iterator[str]:
         share = (hit.score - low) / (high - low) if high > low else 1.0
         score = f"{round(hit.score, 3) + 0:.3f}".replace("-", "−")
         try:
-            image = open_image(path)
-            image = ImageOps.exif_transpose(image)
+            image = open_image(path, upright=True)
             ratio = min(max(image.width / image.height, RATIOS[0]), RATIOS[1])
             shown = f'<img src="{_data_uri(image, THUMBNAIL)}" alt="{name}" loading="lazy" decoding="async">'
             frame = f'<span class="frame">{shown}</span>'
@@ -112,7 +112,7 @@ def _cards(hits: Sequence[Hit], common: str) -> Iterator[str]:
 
 def _data_uri(image: Image.Image, size: int) -> str:
     """A JPEG of at most size x size pixels, on white."""
-    image = image.copy()
+    image = _eight_bits(image) if image.mode.startswith(("I", "F")) else image.copy()
     image.thumbnail((size, size), Image.Resampling.LANCZOS)
     if image.has_transparency_data:
         image = image.convert("RGBA")
@@ -120,3 +120,10 @@ def _data_uri(image: Image.Image, size: int) -> str:
     data = BytesIO()
     image.convert("RGB").save(data, "JPEG", quality=QUALITY, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """A grey image of more than 8 bits, from its darkest value in black to its brightest in white."""
+    values = np.nan_to_num(np.asarray(image, np.float32))
+    low, high = values.min(), values.max()
+    return Image.fromarray(((values - low) * (255 / max(high - low, 1e-9))).astype(np.uint8))

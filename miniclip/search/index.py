@@ -80,6 +80,7 @@ class Settings:
     fingerprint: str  # of the image tower and the preprocessing, see update.describe
     embedding: int  # E
     update: int = 0  # number of the last update
+    upright: bool = False  # whether pictures were turned as their EXIF orientation says
 
     def content(self) -> dict[str, object]:
         return {"format": FORMAT, "version": VERSION, **vars(self)}

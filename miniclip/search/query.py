@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from miniclip.data.pictures import SUFFIXES
 from miniclip.embed import as_list, embed_images, embed_texts
 from miniclip.models import CLIP
-from miniclip.search.compare import IMAGE_SUFFIXES
 from miniclip.search.index import SearchError
 
 UNWANTED = 0.5  # weight of the unwanted parts
@@ -58,6 +58,6 @@ def is_picture(part: Part) -> bool:
         return True
     if os.path.isfile(part):
         return True
-    if part.lower().endswith(IMAGE_SUFFIXES):
+    if part.lower().endswith(SUFFIXES):
         raise SearchError(f"there is no picture {part}; a query is words, or the path of a picture")
     return False

@@ -16,19 +16,22 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
+from importlib.metadata import distributions
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple
 
-from miniclip.io import WriteError, locked, write_json
-from miniclip.search.compare import Rejected, compare, content_hash, scan
-from miniclip.search.index import DEFAULT_MODEL, HASH_BYTES, Index, SearchError, Settings, open_shards, read_settings
+from miniclip.io import WriteError, locked, open_regular, write_json
+from miniclip.search.compare import Found, Rejected, compare, digest_of, find
+from miniclip.search.index import DEFAULT_MODEL, Index, SearchError, Settings, open_shards, read_settings
 from miniclip.search.shards import Rows, Stat, edit, merge, remove_leftovers
 
 if TYPE_CHECKING:
     import torch
+    from PIL import Image
 
 REJECTED = "rejected.json"
 
@@ -43,6 +46,7 @@ class Report(NamedTuple):
     moved: list[tuple[str, str]]  # old and new path; not encoded again
     deleted: list[str]
     rejected: list[str]  # the faults of files that can't be read
+    left_out: dict[str, int]  # number of files that the scan left out, by reason
     seconds: float
 
 
@@ -56,7 +60,7 @@ class _Job(NamedTuple):
 
 def update_index(
     directory: str | Path,
-    inputs: Sequence[str | Path],
+    inputs: str | Path | Sequence[str | Path],
     model: str | Path | None = None,
     *,
     activation: str | None = None,
@@ -65,12 +69,17 @@ def update_index(
     batch_size: int = 32,
     workers: int | None = None,
     approximate: bool = False,
+    upright: bool | None = None,
+    hidden: bool = False,
 ) -> Report | None:
     """Bring an index up to date with folders and pictures, or make it. Only new and changed pictures are encoded.
 
     inputs: folders, which are searched however deep, and pictures. Pictures of other folders stay in the index.
     model, activation, device, dtype: as `load` takes them; model None: the index's own, for a new one ViT-B/32.
-    batch_size, workers: as `embed_images` takes them. approximate: also prepare approximate search, which needs FAISS.
+    batch_size, workers: as `embed_images` takes them.
+    approximate: also prepare approximate search, which needs FAISS.
+    upright: turn pictures as their EXIF orientation says; None: as the index does, a new one does not.
+    hidden: take hidden files and folders too.
 
     A file is unchanged if its size and time of modification are, or its content is. SearchError if there is nothing to
     index, if `directory` is something else, or if it was made with another model; LockedError if another process
@@ -80,54 +89,68 @@ def update_index(
     started = time.monotonic()
     directory = Path(directory).expanduser()
     parallel = _parallel()
+
+    def encode(job: _Job | None) -> Rejected:
+        job = parallel.broadcast_object(job) if parallel else job
+        return _encode(directory, job, device, dtype, batch_size, workers)
+
     if parallel and not parallel.is_main():
-        _encode(directory, parallel.broadcast_object(None), device, dtype, batch_size, workers)
+        encode(None)
         return None
 
-    found = scan(inputs)
     if model is not None and Path(model).expanduser().exists():
         model = os.path.abspath(Path(model).expanduser())
     new = None
-    if not directory.exists() or _is_empty(directory):  # looked at before anything is written: the model may be missing
-        new = describe(str(model or DEFAULT_MODEL), activation)
+    if not directory.exists() or _is_empty(directory):  # everything is checked before anything is written
+        find(inputs, hidden)
+        new = replace(describe(str(model or DEFAULT_MODEL), activation), upright=bool(upright))
     else:
         read_settings(directory)
     _make(directory)
     with locked(directory / ".lock", f"another process is updating {directory}; wait until it is done"):
         settings, checked = choose_settings(directory, new, model, activation)
-        settings = replace(settings, update=settings.update + 1)
-        write_json(directory / "index.json", settings.content())
-        remove_leftovers(directory, settings)
-        shards = open_shards(directory, settings)
-        before = _read_rejected(directory)
-        changes = compare(found, shards, before)
-        if changes.todo and not checked:
-            check_model(directory, settings)
-        for number, edits in changes.edits.items():
-            edit(directory, shards[number], settings.update, edits)
-        job = _Job(settings, changes.todo, shards[-1].last + 1 if shards else 0)
-        if parallel:
-            parallel.broadcast_object(job)
-        faults = _encode(directory, job, device, dtype, batch_size, workers)
-        merge(directory, settings)
-        rejected = {path: fault for path, fault in before.items() if not found.covers(path)} | changes.rejected | faults
-        if rejected != before:
-            write_json(directory / REJECTED, rejected)
-        index = Index(directory)
-        if approximate and len(index):
+        if upright not in (None, settings.upright):
+            made = "turned upright" if settings.upright else "taken as they are stored"
+            raise SearchError(f"the pictures of {directory} were {made}; make another index to change that")
+        report = _update(directory, find(inputs, hidden), settings, checked, encode)
+        if approximate and report.pictures:
             from miniclip.search.approximate import build
 
-            build(index)
-        return Report(
-            len(index),
-            len(changes.todo) - len(faults),
-            changes.unchanged,
-            changes.changed,
-            changes.moved,
-            changes.deleted,
-            [*found.unreadable.values(), *(why for *_, why in (changes.rejected | faults).values())],
-            time.monotonic() - started,
-        )
+            build(Index(directory))
+        return report._replace(seconds=time.monotonic() - started)
+
+
+def _update(
+    directory: Path, found: Found, settings: Settings, checked: bool, encode: Callable[[_Job], Rejected]
+) -> Report:
+    """Change the index, whose lock is held, to what was found. checked: whether the settings match the model."""
+    settings = replace(settings, update=settings.update + 1)
+    write_json(directory / "index.json", settings.content())
+    remove_leftovers(directory, settings)
+    shards = open_shards(directory, settings)
+    before = _read_rejected(directory)
+    changes = compare(found, shards, {path: fault for path, fault in before.items() if fault[-1] == _decoder()})
+    if changes.todo and not checked:
+        check_model(directory, settings)
+    for number, edits in changes.edits.items():
+        edit(directory, shards[number], settings.update, edits)
+    faults = encode(_Job(settings, changes.todo, shards[-1].last + 1 if shards else 0))
+    merge(directory, settings)
+    rejected = {path: fault for path, fault in before.items() if not found.covers(path)} | changes.rejected
+    rejected |= {path: fault for path, fault in faults.items() if fault[-1]}
+    if rejected != before:
+        write_json(directory / REJECTED, rejected)
+    return Report(
+        sum(shard.rows for shard in open_shards(directory, settings)),
+        len(changes.todo) - len(faults),
+        changes.unchanged,
+        changes.changed,
+        changes.moved,
+        changes.deleted,
+        [*found.scan.faults.values(), *(fault for _, _, fault, _ in (changes.rejected | faults).values())],
+        dict(found.scan.left_out),
+        0.0,
+    )
 
 
 def choose_settings(
@@ -186,30 +209,54 @@ def _is_empty(directory: Path) -> bool:
 def _read_rejected(directory: Path) -> Rejected:
     file = directory / REJECTED
     try:
-        return {path: tuple(fault) for path, fault in json.loads(file.read_text(encoding="ascii")).items()}
+        entries = json.loads(file.read_text(encoding="ascii"))
+        return {path: (size, mtime, fault, *decoder) for path, (size, mtime, fault, *decoder) in entries.items()}
     except FileNotFoundError:
         return {}
     except (ValueError, AttributeError, TypeError) as error:
         raise SearchError(f"{file} is damaged ({error}); delete it, and its files are tried again") from error
 
 
-class _Hashed(Sequence):
-    """Paths of files. Each is hashed when it is taken, by the thread that is about to decode it."""
+@cache
+def _decoder() -> str:
+    """What decodes pictures here, with its version: another one may decode what this one can't."""
+    packages = ("pillow", "pillow-heif", "pi-heif")
+    found = {name: package.version for name in packages for package in distributions(name=name)}
+    return ", ".join(f"{name} {version}" for name, version in found.items())
 
-    def __init__(self, paths: list[str]):
+
+class _Pictures(Sequence):
+    """Pictures of files, each decoded when it is taken, by one of several threads."""
+
+    def __init__(self, paths: list[str], upright: bool):
         self.paths = paths
+        self.upright = upright
         self.hashes: dict[int, bytes] = {}
+        self.inaccessible: set[int] = set()  # their fault is not the content's
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, i: int) -> str:
-        self.hashes[i] = content_hash(self.paths[i]) or bytes(HASH_BYTES)  # unreadable: decoding says why
-        return self.paths[i]
+    def __getitem__(self, i: int) -> Image.Image:
+        from miniclip.preprocess import ImageAccessError, open_image
+
+        try:
+            with open_regular(self.paths[i]) as file:  # hashed and decoded without opening the path again
+                self.hashes[i] = digest_of(file)
+                file.seek(0)
+                return open_image(file, self.upright)
+        except (OSError, ImageAccessError) as error:
+            self.inaccessible.add(i)
+            if isinstance(error, ImageAccessError):
+                raise
+            raise ImageAccessError(f"can't open the image {self.paths[i]}: {error.strerror}") from error
 
 
 def _encode(directory: Path, job: _Job, device, dtype, batch_size: int, workers: int | None) -> Rejected:
-    """Write this process's batches, each as a shard. Returns the pictures that could not be read by any process."""
+    """Write this process's batches, each as a shard.
+
+    Returns the pictures that could not be read by any process; "" as the decoder if the fault is not the content's.
+    """
     if not job.todo:
         return {}
     import torch
@@ -219,7 +266,7 @@ def _encode(directory: Path, job: _Job, device, dtype, batch_size: int, workers:
     from miniclip.parallel import all_gather_objects
 
     model, preprocess = load(job.settings.model, device, dtype=dtype, activation=job.settings.activation)
-    files = _Hashed([path for path, _ in job.todo])
+    files = _Pictures([path for path, _ in job.todo], job.settings.upright)
     stats = torch.tensor([stat for _, stat in job.todo])
     rejected: Rejected = {}
     batches = stream_images(model, preprocess, files, batch_size, dtype=torch.float16, workers=workers)
@@ -231,7 +278,9 @@ def _encode(directory: Path, job: _Job, device, dtype, batch_size: int, workers:
             hashes = torch.tensor([list(files.hashes.pop(i)) for i in indices], dtype=torch.uint8)
             paths = [files.paths[i] for i in indices]
             Rows(embeddings, paths, stats[indices], hashes).write(directory, number, number, job.settings.update)
-        rejected |= {files.paths[i]: (*job.todo[i][1], why) for i, why in faults.items()}
+        decoder = _decoder()
+        for i, fault in faults.items():
+            rejected[files.paths[i]] = (*job.todo[i][1], fault, "" if i in files.inaccessible else decoder)
     return {path: fault for part in all_gather_objects(rejected) for path, fault in part.items()}
 
 

@@ -170,6 +170,6 @@ def test_what_is_broken_is_told(urls, tmp_path):
         add(tar, "j.txt", "caf\xe9".encode("latin1"))
     batches = list(Shards(urls, 8, 5, seed=0, workers=0).batches(0, 3))
     problems = "\n".join(line for batch in batches for line in batch.problems)
-    complaints = ["a: can't decode the picture", "b: no caption", "c: no picture", "h: can't read", "j: can't read"]
+    complaints = ["a: the data is not an image", "b: no caption", "c: no picture", "h: can't read", "j: can't read"]
     for complaint in (*complaints, *(f"{letter}: no caption" for letter in "defgi")):
         assert complaint in problems

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 import re
 import shutil
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
+from conformance.make_preprocess import MODES, picture
 from PIL import Image
 
 from miniclip.commands import main
-from miniclip.search import Hit, update_index
+from miniclip.search import Hit, gallery, update_index
 from miniclip.search.gallery import write_gallery
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -104,6 +109,47 @@ def test_photos_are_turned_upright(tmp_path):
     Image.new("RGB", (80, 40)).save(tmp_path / "turned.jpg", exif=exif)
     write_gallery(tmp_path / "page.html", [Hit(0.1, str(tmp_path / "turned.jpg"))], ["x"])
     assert thumbnails((tmp_path / "page.html").read_text(encoding="utf-8"))[0].size == (40, 80)
+
+
+@pytest.mark.parametrize("size", [(64, 43), (3000, 2000), (1, 3000)])
+@pytest.mark.parametrize("mode", [*MODES, "RGBa"])
+def test_every_mode_that_is_indexed_is_shown(mode, size):
+    data = gallery._data_uri(picture(mode, *size) if mode in MODES else Image.new(mode, size), 640)
+    with Image.open(io.BytesIO(base64.b64decode(data.split(",")[1]))) as shown:
+        assert max(shown.size) == min(640, max(size)) and shown.mode == "RGB"
+
+
+def test_sixteen_bits_and_damaged_exif(tmp_path):
+    bright = np.full((2560, 16), 40_000, np.uint16)
+    bright[1280:] = 60_000
+    Image.fromarray(bright).save(tmp_path / "bright.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (80, 40)).save(tmp_path / "broken.jpg", exif=exif)
+    data = (tmp_path / "broken.jpg").read_bytes()
+    at = data.index(b"Exif\0\0") + 6
+    (tmp_path / "broken.jpg").write_bytes(data[:at] + b"MM\0\x2a\xff\xff\xff" + data[at + 7 :])
+    with pytest.warns(UserWarning, match="all white"):
+        assert update_index(tmp_path / "index", tmp_path, "tiny-ViT").pictures == 2
+    hits = [Hit(0.1, str(tmp_path / name)) for name in ("bright.png", "broken.jpg")]
+    write_gallery(tmp_path / "page.html", hits, ["x"])
+    shown = thumbnails((tmp_path / "page.html").read_text(encoding="utf-8"))
+    assert [image.size for image in shown] == [(4, 640), (80, 40)]
+    assert shown[0].getpixel((2, 10))[0] < 9 and shown[0].getpixel((2, 630))[0] > 246
+
+
+def test_a_full_disk_leaves_the_page_that_was_there(hits, tmp_path):
+    page = tmp_path / "page.html"
+    page.write_text("the old page")
+    code = """if True:
+        import resource, sys
+        from miniclip.search import Hit
+        from miniclip.search.gallery import write_gallery
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+        write_gallery(sys.argv[1], [Hit(0.1, sys.argv[2])], ["x"])"""
+    done = subprocess.run([sys.executable, "-c", code, page, hits[0].path], capture_output=True, text=True)
+    assert "WriteError: can't write" in done.stderr and "File too large" in done.stderr
+    assert page.read_text() == "the old page" and os.listdir(tmp_path) == ["page.html"]
 
 
 def test_the_command(photos, tmp_path, capsys):

@@ -30,7 +30,7 @@ from miniclip.io import LockedError, locked, write_json
 from miniclip.models import CLIP
 from miniclip.search import Index, SearchError, shards, update_index
 from miniclip.search import update as update_module
-from miniclip.search.compare import content_hash, scan
+from miniclip.search.compare import content_hash, find
 from miniclip.search.index import Settings, read_settings, shard_files
 from miniclip.search.update import describe
 
@@ -121,7 +121,7 @@ def test_ten_thousand_unchanged_files_take_under_two_seconds(tmp_path, monkeypat
     index.mkdir()
     for i in range(10_000):
         (folder / f"{i:05}.jpg").write_bytes(b"%d" % i)
-    files = scan([folder]).files
+    files = find([folder]).scan.pictures
     write_json(index / "index.json", Settings("small", None, "0", 512).content())
     stats = torch.tensor(list(files.values()))
     empty = torch.zeros(len(files), 512, dtype=torch.float16), torch.zeros(len(files), 16, dtype=torch.uint8)
@@ -153,8 +153,8 @@ def test_new_changed_touched_moved_and_deleted(model, photos, tmp_path, monkeypa
     added = str(draw(photos / "added.png", 101))
 
     encoded = []
-    stream = update_module._Hashed.__getitem__
-    monkeypatch.setattr(update_module._Hashed, "__getitem__", lambda s, i: encoded.append(s.paths[i]) or stream(s, i))
+    take = update_module._Pictures.__getitem__
+    monkeypatch.setattr(update_module._Pictures, "__getitem__", lambda s, i: encoded.append(s.paths[i]) or take(s, i))
     report = update_index(index, [photos])
     assert sorted(encoded) == sorted([names[0], added])
     assert report.changed == [names[0]] and report.moved == [(names[2], str(moved))] and report.deleted == [names[3]]
