@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,8 @@ PIECE = 1 << 14  # rows that a thread takes at a time
 CONVERTED = 1 << 19  # numbers that a thread converts to float32 at a time: 2 MiB, which fit in the cache
 AGAIN = 1 << 12  # products that are computed again at a time
 SPAN = 128  # rows whose maximum is computed before single rows are compared
+
+_starting = threading.Lock()
 
 
 def top_k(blocks: Iterable[Tensor], queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -149,8 +152,6 @@ def _in_single_threaded_workers(work: Callable[[], None]) -> None:
     torch.set_num_threads counts for the calling thread and for threads in which PyTorch has not run yet. Therefore this
     thread sets its own number again, as soon as all workers have set theirs: later threads get that one.
     """
-    threads = torch.get_num_threads()
-    started = threading.Barrier(threads + 1)
 
     def single_threaded() -> None:
         torch.get_num_threads()  # makes PyTorch initialize this thread now, not after its number is set
@@ -158,9 +159,13 @@ def _in_single_threaded_workers(work: Callable[[], None]) -> None:
         started.wait()
         work()
 
-    with ThreadPoolExecutor(threads) as pool:
-        futures = [pool.submit(single_threaded) for _ in range(threads)]
-        started.wait()
-        torch.set_num_threads(threads)
+    with ExitStack() as stack:
+        with _starting:  # no other search meanwhile
+            threads = torch.get_num_threads()
+            started = threading.Barrier(threads + 1)
+            pool = stack.enter_context(ThreadPoolExecutor(threads))
+            futures = [pool.submit(single_threaded) for _ in range(threads)]
+            started.wait()
+            torch.set_num_threads(threads)
         for future in futures:
             future.result()
