@@ -84,6 +84,11 @@ class TransformerConfig:
         if self.width % self.heads:
             raise ConfigError(f"width {self.width} does not divide into {self.heads} heads")
 
+    @property
+    def tensors(self) -> int:
+        """How many tensors a state dict has of it."""
+        return 12 * self.layers
+
 
 @dataclass(frozen=True)
 class VisionConfig:
@@ -105,6 +110,11 @@ class VisionConfig:
     def summary(self) -> str:
         """The tower in a few words, for tables."""
         return self.kind
+
+    @property
+    def tensors(self) -> int:
+        """How many tensors a state dict has of the tower at least: those of its blocks, which take time to build."""
+        return self.transformer.tensors if hasattr(self, "transformer") else 0
 
 
 @dataclass(frozen=True)
@@ -136,6 +146,10 @@ class ResNetConfig(VisionConfig, kind="resnet"):
         check_sizes(self, "image_size", "width", "heads")
         if len(self.layers) != 4 or not all(type(n) is int and 1 <= n <= MAX_LAYERS for n in self.layers):
             raise ConfigError(f"layers is {self.layers!r:.100}; expected the blocks of four stages, 1 to {MAX_LAYERS}")
+
+    @property
+    def tensors(self) -> int:
+        return 15 * sum(self.layers)
 
     @property
     def summary(self) -> str:
@@ -180,6 +194,11 @@ class CLIPConfig:
                 f"preprocess.image_size is {self.preprocess.image_size}; expected the image tower's, "
                 f"{self.vision.image_size}"
             )
+
+    @property
+    def tensors(self) -> int:
+        """How many tensors a state dict of this model has at least."""
+        return self.vision.tensors + self.text.transformer.tensors
 
     @property
     def activations(self) -> set[str]:

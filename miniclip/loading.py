@@ -38,6 +38,7 @@ def _families(*folders: str) -> Iterator[Family]:
 
 
 FAMILIES = list(_families("mobileclip", "openai"))  # asked in this order; the last one owns what is left
+MAX_MESSAGE = 5000  # characters of an error
 EMBEDDED = Path(weights.__file__).parent  # the folder of the files that come with the package
 
 
@@ -125,9 +126,8 @@ def build_model(
     """
     if config is None:
         config, _ = owner_of(state_dict).read(state_dict, None, None)
-    model = blank_model(config, dtype, fast=True)
+    model = matching_model(config, dtype, state_dict)
     targets = model.state_dict()
-    check_names(shapes_of(targets), shapes_of(state_dict))
     copies = {}
     for name, target in targets.items():
         if name in state_dict:
@@ -136,6 +136,20 @@ def build_model(
             copies[name] = torch.zeros(target.shape, dtype=target.dtype, device=device)
     model.load_state_dict(copies, assign=True)
     return model.eval()
+
+
+def matching_model(config: CLIPConfig, dtype: torch.dtype, tensors: Mapping[str, Tensor]) -> CLIP:
+    """A model on the meta device whose tensors have these names and shapes. CheckpointError that lists all others."""
+    if config.tensors > len(tensors):  # a small file may state a config of many layers, which takes long to build
+        raise CheckpointError(
+            f"got {len(tensors)} tensors; expected the {config.tensors} or more of the config's layers"
+        )
+    try:
+        model = blank_model(config, dtype, fast=True)
+    except Exception as error:  # PyTorch's, of many types, for sizes that no tensor can have
+        raise CheckpointError(f"no model has the config's sizes: {error!s:.300}") from error
+    check_names(shapes_of(model.state_dict()), shapes_of(tensors))
+    return model
 
 
 def blank_model(config: CLIPConfig, dtype: torch.dtype, fast: bool = False) -> CLIP:
@@ -187,11 +201,12 @@ def open_checkpoint(
 ) -> tuple[CLIPConfig, Mapping[str, Tensor]]:
     """What `load` builds its model from: the config, and the tensors under the model's names, each read when used."""
     named = named_models().get(str(name))
-    path = find_file(named, download_root) if named else Path(name).expanduser()
-    if not path.exists():
-        models = ", ".join(available_models())
-        raise CheckpointError(f"{name} is neither a file or directory nor one of the models: {models}")
+    path = find_file(named, download_root) if named else Path(name)
     with _naming(path):
+        path = path.expanduser()
+        if not path.exists():
+            models = ", ".join(available_models())
+            raise CheckpointError(f"{name!s:.300} is neither a file or directory nor one of the models: {models}")
         config, path = open_directory(path, openclip_readers()) if path.is_dir() else (None, path)
         tensors = read_file(path)
         config = named.config if named else config_of_file(path, tensors, config, openclip_readers())
@@ -209,8 +224,16 @@ def find_file(model: NamedModel, download_root: str | Path | None = None) -> Pat
 
 @contextmanager
 def _naming(path: str | Path) -> Iterator[None]:
-    """Let every error about a checkpoint or its config be a CheckpointError that says which file it is about."""
+    """Let every fault of a checkpoint be a CheckpointError that says which file it is about, in MAX_MESSAGE letters."""
+    name = f"{path!s:.300}"
     try:
         yield
     except (CheckpointError, ConfigError) as fault:
-        raise CheckpointError(fault if str(path) in str(fault) else f"{path}: {fault}") from None
+        message = str(fault)
+    except OSError as error:
+        message = f"it can't be read: {error.strerror or error}"
+    except Exception as error:  # what hostile bytes make our own code raise is of many types
+        message = f"it is damaged, or not a checkpoint: {type(error).__name__}: {error!s:.300}"
+    else:
+        return
+    raise CheckpointError((message if name in message else f"{name}: {message}")[:MAX_MESSAGE])

@@ -14,11 +14,9 @@ from torch import Tensor
 from miniclip.config import CLIPConfig, to_json
 from miniclip.errors import MiniclipError
 from miniclip.io import new_folder, save_tensors, write_atomically, write_json
-from miniclip.loading import blank_model, family_of, openclip_readers, owner_of
+from miniclip.loading import family_of, matching_model, openclip_readers, owner_of
 from miniclip.weights.errors import CheckpointError
 from miniclip.weights.files import CONFIG_FILE, CONFIG_KEY
-from miniclip.weights.infer import check_names
-from miniclip.weights.names import shapes_of
 from miniclip.weights.stated import open_directory
 
 
@@ -30,7 +28,7 @@ def save_checkpoint(config: CLIPConfig, tensors: Mapping[str, Tensor], path: str
     suffix it is a new directory, of Hugging Face's layout or, for a MobileCLIP, OpenCLIP's, with the config as
     miniclip.json beside theirs. CheckpointError for what the format can't hold, WriteError for what can't be written.
     """
-    check_names(shapes_of(blank_model(config, torch.float32).state_dict()), shapes_of(tensors))
+    matching_model(config, torch.float32, tensors)
     path = Path(path).expanduser()
     if path.suffix == ".safetensors":
         save_tensors(tensors, path, config_metadata(config))

@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -13,8 +15,9 @@ from conformance.openai_cases import CASES, IMAGES, TEXTS
 from conformance.seeded import image, text, weights
 from safetensors.torch import save_file
 
-from miniclip.config import MODELS, CLIPConfig, PreprocessConfig
+from miniclip.config import MODELS, CLIPConfig, PreprocessConfig, to_json
 from miniclip.loading import available_models, build_model, load, open_checkpoint
+from miniclip.mobileclip.config import MODELS as MOBILECLIPS
 from miniclip.models import CLIP, convert_weights
 from miniclip.preprocess import Preprocess
 from miniclip.save import save_checkpoint
@@ -283,3 +286,139 @@ print((status("VmHWM") - before) / sum(p.numel() * p.element_size() for p in mod
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 0.9 < float(done.stdout) < 1.3  # below 1 there would be no model
+
+
+# Faults of files and directories, each a CheckpointError of bounded length that names the file.
+
+
+def fault(*arguments, **options) -> str:
+    with pytest.raises(CheckpointError) as error:
+        load(*arguments, device="cpu", **options)
+    assert len(str(error.value)) <= 5000
+    return str(error.value)
+
+
+def test_names_that_no_file_can_have(tmp_path, monkeypatch):
+    assert "neither a file" in fault("x" * 10_000) or "can't be read" in fault("x" * 10_000)
+    assert "embedded null byte" in fault("a\0b") or "neither a file" in fault("a\0b")
+    monkeypatch.setattr(Path, "exists", lambda path: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
+    assert fault(tmp_path / "closed" / "x.pt").endswith("closed/x.pt: it can't be read: Permission denied")
+
+
+def test_the_home_folder(vit, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    save_checkpoint(CASES["vit"], vit, "~/x.safetensors")
+    assert (tmp_path / "x.safetensors").exists()
+    assert_same(load("~/x.safetensors", "cpu")[0], build_model(vit))
+    assert_same(load(Path("~/x.safetensors"), "cpu")[0], build_model(vit))
+
+
+def test_shapes_and_names_that_no_model_has(vit, tmp_path):
+    apple = {name: torch.zeros(2, 2) for name in ("image_encoder.model.patch_emb.0.block.conv.weight",)}
+    odd = {
+        "5,000 digits": {
+            f"visual.stages.{'9' * 5000}.blocks.0.x": torch.zeros(1),
+            "visual.stem.0.weight": torch.zeros(1),
+        },
+        "digits": {"visual.stages.99999.blocks.0.x": torch.zeros(1), "visual.stem.0.weight": torch.zeros(1)},
+        "class token": {"visual.trunk.cls_token": torch.zeros(5), "visual.trunk.norm_pre.weight": torch.zeros(1)},
+        "stem": {"visual.stem.0.weight": torch.zeros(())},
+        "apple": apple,
+        "many layers": {f"transformer.resblocks.{i}.ln_1.bias": torch.zeros(1) for i in range(5000)} | vit,
+        "embedding": vit | {"token_embedding.weight": torch.zeros(1 << 25, 0)},
+        "long names": {f"{i}{'x' * 900}": torch.zeros(1) for i in range(1000)} | vit,
+    }
+    for name, tensors in odd.items():
+        save_file({key: tensor.clone() for key, tensor in tensors.items()}, tmp_path / f"{name}.safetensors")
+        assert f"{name}.safetensors" in fault(tmp_path / f"{name}.safetensors")
+
+
+HF = {"model_type": "clip", "projection_dim": 16}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {**HF, "text_config": {"hidden_size": 1 << 24, "intermediate_size": 1 << 24}},
+        {**HF, "vision_config": {"image_size": 1 << 24, "patch_size": 1}},
+        {**HF, "vision_config": {"num_hidden_layers": 1000}, "text_config": {"num_hidden_layers": 1000}},
+        {**HF, "projection_dim": []},
+        {**HF, "text_config": {"hidden_act": "x" * 10**6}},
+    ],
+)
+def test_configs_that_no_file_fits(config, vit, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    size = config.get("vision_config", {}).get("image_size", 224)
+    preprocessor = {"size": size, "crop_size": size}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(preprocessor))
+    save_checkpoint(CASES["vit"], vit, tmp_path / "hf")
+    shutil.copy(tmp_path / "hf" / "model.safetensors", tmp_path)
+    start = time.monotonic()
+    assert str(tmp_path) in fault(tmp_path)
+    assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize(
+    "model_cfg",
+    [
+        {"embed_dim": 512, "vision_cfg": {"timm_model_name": []}, "text_cfg": {}},
+        {"embed_dim": 512, "vision_cfg": {"timm_model_name": {"a": 1}}, "text_cfg": {}},
+        {"embed_dim": 512, "vision_cfg": {"timm_model_name": "x" * 10**6}, "text_cfg": {}},
+        {"embed_dim": 512, "vision_cfg": [], "text_cfg": {}},
+    ],
+)
+def test_an_openclip_config_of_other_types(model_cfg, vit, tmp_path):
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": model_cfg}))
+    save_file(vit, tmp_path / "open_clip_model.safetensors")
+    assert "vision_cfg" in fault(tmp_path)
+
+
+def test_a_std_of_zero(vit, tmp_path):
+    save_checkpoint(CASES["vit"], vit, tmp_path / "hf")
+    (tmp_path / "hf" / "miniclip.json").unlink()
+    path = tmp_path / "hf" / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"image_std": [0, 1, 1]}))
+    assert "std is (0.0, 1.0, 1.0); expected three positive numbers" in fault(tmp_path / "hf")
+
+
+def test_a_mobileclip_s_config_is_bounded(vit, tmp_path):
+    values = to_json(MOBILECLIPS["MobileCLIP-S0"].config)
+    for change in (
+        {"widths": [64] * 4, "blocks": [1 << 24] * 4},
+        {"blocks": [1, 1]},
+        {"widths": []},
+        {"widths": [1 << 24] * 4, "blocks": [1] * 4},
+    ):
+        wrong = values | {"vision": values["vision"] | change}
+        save_file(vit, tmp_path / "x.safetensors", {"miniclip_config": json.dumps(wrong)})
+        assert "x.safetensors" in fault(tmp_path / "x.safetensors")
+
+
+# A file of weights in a directory whose config says what it is.
+
+
+def test_a_file_in_a_directory_obeys_its_config(vit, tmp_path):
+    """Other heads than the shapes suggest: the file by its name gives what the directory gives."""
+    transformer = dataclasses.replace(CASES["vit"].vision.transformer, heads=8)
+    config = dataclasses.replace(CASES["vit"], vision=dataclasses.replace(CASES["vit"].vision, transformer=transformer))
+    save_checkpoint(config, vit, tmp_path / "hf")
+    for keep in ("miniclip.json", "config.json"):  # with both, and with Hugging Face's own alone
+        assert load(tmp_path / "hf" / "model.safetensors", "cpu")[0].config == config
+        (tmp_path / "hf" / keep).unlink()
+    assert load(tmp_path / "hf" / "model.safetensors", "cpu")[0].config == CASES["vit"]  # a bare file again
+
+
+def test_another_file_in_such_a_directory_is_its_own(vit, tmp_path):
+    save_checkpoint(CASES["resnet"], state_dict(CASES["resnet"]), tmp_path / "other.safetensors")
+    (tmp_path / "config.json").write_text('{"model_type": "siglip"}')
+    assert load(tmp_path / "other.safetensors", "cpu")[0].config == CASES["resnet"]
+    save_file(vit, tmp_path / "model.safetensors")
+    assert "model_type is 'siglip'; expected 'clip'" in fault(tmp_path / "model.safetensors")
+
+
+def test_a_prefix_of_some_names_is_explained(vit, tmp_path):
+    mixed = {f"model.{name}": tensor for name, tensor in vit.items()} | {"criterion.weight": torch.zeros(1)}
+    torch.save({"state_dict": mixed}, tmp_path / "lightning.ckpt")
+    assert f"{len(vit)} of {len(vit) + 1} names begin with model., which is left out if all do" in fault(
+        tmp_path / "lightning.ckpt"
+    )

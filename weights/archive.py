@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import struct
 import zipfile
+import zlib
 from collections.abc import Callable
 from mmap import mmap
 from typing import BinaryIO
@@ -31,10 +32,15 @@ LEGACY_PROTOCOL = 1001
 LOCAL_HEADER = struct.Struct("<4s2xHH16xHH")
 ENCRYPTED, UTF8 = 1 << 0, 1 << 11  # flags
 
-# No honest file comes near these.
-MAX_ATTRIBUTES = 100_000  # met on the way through the modules, which may share each other without end
+# Real files stay far below these. Together with those of `miniclip.weights.unpickle` they bound time and memory.
+MAX_DIRECTORY = 1 << 22  # bytes of a zip's list of records, of which each takes 60 or more
+MAX_ATTRIBUTES = 100_000  # visited in all modules, which may contain each other without end
 MAX_NAME = 1000  # characters
 MAX_DIMENSIONS = 16
+
+# Keys under which training checkpoints have a state dict.
+STATE_DICTS = ("state_dict", "model_state_dict", "model", "net", "network", "module", "weights", "params")
+STATE_DICTS += ("ema_state_dict", "state_dict_ema", "model_ema", "ema_model", "ema")
 
 
 def read_zip(file: BinaryIO, data: mmap) -> dict[str, Tensor]:
@@ -96,24 +102,48 @@ def _module_views(root: object) -> dict[str, View]:
 
 
 def _dict_views(root: object) -> dict[str, View]:
-    """The tensors of a state dict, which may lie beside bookkeeping in the dict of a training checkpoint."""
-    if isinstance(root, dict) and not any(isinstance(value, View) for value in root.values()):
-        nested = [key for key in ("state_dict", "model") if isinstance(root.get(key), dict)]
+    """The tensors of a state dict, which may be one value of a training checkpoint's dict, beside any others."""
+    if isinstance(root, dict) and not _is_state_dict(root):
+        nested = [key for key in STATE_DICTS if _is_state_dict(root.get(key))]
+        nested = nested or [key for key, value in root.items() if _is_state_dict(value)]
+        nested = nested or [key for key in STATE_DICTS if isinstance(root.get(key), dict)][:1]  # to say what is wrong
         if len(nested) > 1:
-            raise CheckpointError("it has both a state_dict and a model: save the one that is meant by itself")
+            found = ", ".join(f"{key!s:.50}" for key in nested[:10])
+            raise CheckpointError(f"it has several state dicts ({found}): save the one that is meant by itself")
         root = root[nested[0]] if nested else root
     if not isinstance(root, dict) or not root:
         raise CheckpointError(f"it holds an empty state dict or a {_kind(root)}; expected a dict of tensors")
     for name, value in root.items():
         if not isinstance(value, View) or type(name) is not str:
             raise CheckpointError(
-                f"{name!r:.100}: {_kind(value)}; expected names and tensors, at the top or under state_dict or model"
+                f"{name!r:.100}: {_kind(value)}; expected a dict of names and tensors, by itself or under state_dict, "
+                "model or another key"
             )
     return root
 
 
+def _is_state_dict(value: object) -> bool:
+    return (
+        isinstance(value, dict)
+        and bool(value)
+        and all(isinstance(tensor, View) and type(name) is str for name, tensor in value.items())
+    )
+
+
 def _kind(value: object) -> str:
     return "tensor" if isinstance(value, View) else type(value).__name__
+
+
+class _Directory:
+    """A file as zipfile reads it to find the records; no more than MAX_DIRECTORY bytes at a time."""
+
+    def __init__(self, file: BinaryIO):
+        self._file, self.seek, self.tell, self.seekable = file, file.seek, file.tell, file.seekable
+
+    def read(self, count: int = -1) -> bytes:
+        if count > MAX_DIRECTORY:
+            raise CheckpointError(f"the zip's list of records has {count:,} bytes; expected at most {MAX_DIRECTORY:,}")
+        return self._file.read(count)
 
 
 class _Records:
@@ -122,37 +152,48 @@ class _Records:
     def __init__(self, file: BinaryIO, data: mmap):
         self._data = data
         try:
-            self._zip = zipfile.ZipFile(file)
+            infos = zipfile.ZipFile(_Directory(file)).infolist()
         except zipfile.BadZipFile as error:
             raise CheckpointError(f"a zip file that is cut off or damaged ({error}): fetch it again") from None
-        infos = self._zip.infolist()
         folders = {info.filename.partition("/")[0] for info in infos}
         if len(folders) != 1:
             raise CheckpointError(f"the zip has {len(folders)} top-level folders; expected one")
         self.infos = {info.filename.partition("/")[2]: info for info in infos}
-        if len(self.infos) != len(infos):
+        read = [name.casefold() for name in self.infos if not name.startswith("code/")]  # the code is not read
+        if len(self.infos) != len(infos) or len(set(read)) != len(read):
             raise CheckpointError("the zip has several records of one name")
         self._inflatable = _limit(data)
 
         self._starts, end = {}, 0
         for info in sorted(infos, key=lambda info: info.header_offset):
-            start = self._starts[info] = self._start(info)
+            start = self._starts[info.filename] = self._start(info)
             if info.header_offset < end or start + info.compress_size > len(data):
                 raise CheckpointError(f"record {info.filename!r:.100} overlaps another, or the end of the file")
             end = start + info.compress_size
 
     def read(self, name: str) -> memoryview:
-        """A record's bytes: a view of the file unless they are compressed, which PyTorch never does with tensors."""
+        """A record's bytes: a view of the file unless they are compressed, which PyTorch never does with tensors.
+
+        The CRC is checked only of what is compressed: PyTorch checks none, and to do it would read every tensor twice.
+        """
         if name not in self.infos:
             raise CheckpointError(f"record {name!r:.100} is missing")
         info = self.infos[name]
-        if info.compress_type == zipfile.ZIP_STORED:
-            start = self._starts[info]
-            return memoryview(self._data)[start : start + info.compress_size]
+        start = self._starts[info.filename]
+        content = memoryview(self._data)[start : start + info.compress_size]
+        if info.compress_type == zipfile.ZIP_STORED and info.file_size == info.compress_size:
+            return content
+        if info.compress_type != zipfile.ZIP_DEFLATED:
+            raise CheckpointError(f"record {name!r:.100} is compressed by method {info.compress_type}; expected 0 or 8")
         self._inflatable -= info.file_size
         if self._inflatable < 0:
-            raise CheckpointError(f"record {name!r:.100} would unzip to {info.file_size:,} bytes, which is absurd")
-        return memoryview(bytearray(self._zip.read(info)))
+            raise CheckpointError(
+                f"record {name!r:.100} would unzip to {info.file_size:,} bytes: too many for this file"
+            )
+        inflated = zlib.decompressobj(-zlib.MAX_WBITS).decompress(content, info.file_size + 1)
+        if len(inflated) != info.file_size or zlib.crc32(inflated) != info.CRC:
+            raise CheckpointError(f"record {name!r:.100} is damaged: it has another size or CRC than the zip says")
+        return memoryview(bytearray(inflated))
 
     def _start(self, info: zipfile.ZipInfo) -> int:
         """Where a record's bytes start. Only its local header tells: PyTorch pads that one, to align tensors."""
@@ -160,13 +201,14 @@ class _Records:
         signature, flags, method, name_length, extra_length = LOCAL_HEADER.unpack_from(self._data, header)
         name_start = header + LOCAL_HEADER.size
         name = self._data[name_start : name_start + name_length].decode("utf-8" if flags & UTF8 else "cp437")
-        if (signature, method, name) != (b"PK\3\4", info.compress_type, info.orig_filename) or flags & ENCRYPTED:
+        expected = (b"PK\3\4", info.compress_type, info.orig_filename, info.flag_bits)
+        if (signature, method, name, flags) != expected or flags & ENCRYPTED:
             raise CheckpointError(f"record {info.filename!r:.100} is encrypted, or is not what the zip's index says")
         return name_start + name_length + extra_length
 
 
 def _limit(data: mmap) -> int:
-    """Bytes that the tensors of a file may take in all. A few may share a storage; a bomb repeats one without end."""
+    """Bytes that all tensors of a file may take. A few may share a storage; a bomb repeats one without end."""
     return 4 * len(data) + (1 << 20)
 
 
@@ -187,7 +229,7 @@ def _tensors(views: dict[str, View], read: Callable[[str], memoryview], limit: i
 
 def _flat(storage: Storage, read: Callable[[str], memoryview]) -> Tensor:
     data, nbytes = read(storage.key), storage.numel * storage.dtype.itemsize
-    if len(data) < nbytes:
+    if len(data) != nbytes:
         raise CheckpointError(f"storage {storage.key!r:.100} has {len(data):,} bytes; expected {nbytes:,}")
     if not storage.numel:
         return torch.empty(0, dtype=storage.dtype)

@@ -7,6 +7,8 @@ import json
 import mmap
 import struct
 import sys
+import warnings
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
@@ -16,9 +18,10 @@ import torch
 from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
-from miniclip.weights.archive import LEGACY_MAGIC, read_legacy, read_zip
+from miniclip.weights.archive import LEGACY_MAGIC, MAX_NAME, read_legacy, read_zip
 from miniclip.weights.errors import CheckpointError
 from miniclip.weights.fields import Fields
+from miniclip.weights.names import WRAPPERS
 
 DTYPES = {  # in safetensors' spelling
     "F64": torch.float64,
@@ -35,6 +38,7 @@ DTYPES = {  # in safetensors' spelling
 CONFIG_KEY = "miniclip_config"  # in a safetensors file's metadata: the config, as `miniclip.config.to_json` has it
 CONFIG_FILE = "miniclip.json"  # in a directory: the same
 MAX_UNZIPPED = 1 << 26  # bytes; only the tiny models that come with the package are .gz
+MAX_TENSORS = 50_000  # the largest real CLIP has 1,353; building a model takes up to a millisecond a tensor
 
 
 class Checkpoint(Mapping[str, Tensor]):
@@ -64,30 +68,45 @@ class Checkpoint(Mapping[str, Tensor]):
 
 
 def read_file(path: str | Path) -> Checkpoint:
-    """The tensors of a checkpoint, under the names that they have in it, without a `module.` that all begin with.
+    """The tensors of a checkpoint, under the names that they have in it, without `WRAPPERS` that all names begin with.
 
-    path: a TorchScript archive; a state dict that torch.save wrote, also one nested under state_dict or model; a
-    safetensors file; or the index of weights in several such files. The content decides which, but an index is *.json.
+    path: a TorchScript archive; a state dict that torch.save wrote, also one that is a value of a training checkpoint's
+    dict; a safetensors file; or the index of weights in several such files. The content decides which, but an index is
+    *.json.
 
     Raises CheckpointError that names the file and its fault: missing, cut off, damaged or hostile. Nothing in a file is
-    ever run. Once its tensors are copied, the file may change or go.
+    ever run. It takes time and memory in proportion to the file. Once its tensors are copied, the file may change or
+    go; if it is cut before, the system ends the process (SIGBUS), as with every memory-mapped file.
     """
     path = Path(path)
     tensors, maps, metadata = _read_shards(path) if path.suffix == ".json" else _read_tensors(path)
     if not tensors:
         raise CheckpointError(f"{path} has no tensors")
-    if all(name.startswith("module.") for name in tensors):  # the model was wrapped in DistributedDataParallel
-        tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
-    return Checkpoint(tensors, maps, metadata)
+    return Checkpoint(_without_wrappers(tensors, path), maps, metadata)
+
+
+def _without_wrappers(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The tensors without the prefixes that all names have of the modules which the model was wrapped in."""
+    start = 0
+    first = min(tensors)
+    while prefix := next((each for each in WRAPPERS if first.startswith(each, start)), ""):
+        if not all(name.startswith(prefix, start) for name in tensors):
+            break
+        start += len(prefix)
+    if start:
+        warnings.warn(f"{path}: all names begin with {first[:start]}, which is left out", stacklevel=3)
+        return {name[start:]: tensor for name, tensor in tensors.items()}
+    return tensors
 
 
 def _read_shards(index: Path) -> tuple[dict[str, Tensor], list[mmap.mmap], dict[str, str]]:
-    weight_map = Fields.read(index).section("weight_map").values
+    names = defaultdict(set)  # by shard
+    for name, shard in Fields.read(index).section("weight_map").values.items():
+        names[str(shard)].add(name)
     tensors, maps = {}, []
-    for shard in sorted(set(map(str, weight_map.values()))):
+    for shard, expected in sorted(names.items()):
         if shard != Path(shard).name:
             raise CheckpointError(f"{index} refers to {shard!r:.200}; expected the name of a file beside it")
-        expected = {name for name, file in weight_map.items() if file == shard}
         part, data, _ = _read_tensors(index.parent / shard)
         if part.keys() != expected:
             wrong = ", ".join(sorted(part.keys() ^ expected)[:5])
@@ -107,6 +126,8 @@ def _read_tensors(path: Path) -> tuple[dict[str, Tensor], list[mmap.mmap], dict[
                 raise CheckpointError("the file is empty: fetch it again")
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # private, so that nothing changes the file
             tensors, metadata = _read_mapped(path, file, data)
+        if longest := next((name for name in tensors if len(name) > MAX_NAME), None):
+            raise CheckpointError(f"the name {longest:.50}... has {len(longest):,} characters; expected {MAX_NAME:,}")
     except CheckpointError as fault:
         raise CheckpointError(f"{path}: {fault}") from None
     except OSError as error:
@@ -149,6 +170,8 @@ def _read_safetensors(path: Path, data: mmap.mmap) -> tuple[dict[str, Tensor], d
         pass
     header, start = _header(data)
     metadata = header.pop("__metadata__", {})
+    if len(header) > MAX_TENSORS:
+        raise CheckpointError(f"it has {len(header):,} tensors; expected at most {MAX_TENSORS:,}")
     body = memoryview(data)[start:]
     tensors = {}
     for name, entry in header.items():

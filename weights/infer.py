@@ -21,7 +21,7 @@ from miniclip.config import (
     check_choice,
 )
 from miniclip.weights.errors import CheckpointError
-from miniclip.weights.names import IGNORED, listed
+from miniclip.weights.names import IGNORED, WRAPPERS, listed
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -128,8 +128,17 @@ def _count(shapes: Shapes, prefix: str) -> int:
 
 def _cause(names: Collection[str]) -> str:
     """What a file's names show it to be, if they can't be in OpenAI's layout."""
-    causes = {cause for prefix, cause in FOREIGN.items() if any(name.startswith(prefix) for name in names)}
-    return "".join(f"\nIts names are those of {cause}." for cause in sorted(causes))
+    causes = {f"Its names are those of {cause}." for start, cause in FOREIGN.items() if _begin(names, start)}
+    causes |= {
+        f"{count} of {len(names)} names begin with {start}, which is left out if all do: save those tensors alone."
+        for start in WRAPPERS
+        if (count := _begin(names, start))
+    }
+    return "".join(f"\n{cause}" for cause in sorted(causes))
+
+
+def _begin(names: Collection[str], start: str) -> int:
+    return sum(name.startswith(start) for name in names)
 
 
 def check_names(model_shapes: Shapes, file_shapes: Shapes) -> None:

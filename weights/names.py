@@ -98,6 +98,9 @@ IGNORED = frozenset(
     }
 )
 
+# What all names begin with of a model that was wrapped, compiled, or an attribute of a module. Dropped when read.
+WRAPPERS = ("module.", "_orig_mod.", "model.", "clip.", "base_model.model.")
+
 
 def layout_of(names: Iterable[str]) -> str:
     """The layout, a key of `LAYOUTS`, that a file's tensor names are in: OpenAI's, unless they show another one."""
@@ -143,7 +146,7 @@ class Converted(Mapping[str, Tensor]):
             return function(*tensors)
         except CheckpointError:
             raise
-        except RuntimeError:
+        except (RuntimeError, IndexError, ValueError, TypeError):
             got = ", ".join(f"{source} {list(t.shape)}" for source, t in zip(sources, tensors, strict=True))
             raise CheckpointError(f"{name} can't be made from tensors of these shapes: {got}") from None
 
@@ -218,4 +221,4 @@ def _refuse(fault: str, layout: str, names: list[str]) -> None:
 def listed(lines: list[str], most: int = 20) -> str:
     """Indented lines for an error message, of which a long list shows only the first."""
     more = [f"... and {len(lines) - most} more"] if len(lines) > most else []
-    return "".join(f"\n    {line}" for line in lines[:most] + more)
+    return "".join(f"\n    {line:.300}" for line in lines[:most] + more)

@@ -1,7 +1,7 @@
 """Reads the pickles that describe tensors, without importing, calling or running anything that they name.
 
 Pickle is a language of calls, so Python's own reader is not used, not even with restrictions. `unpickle` interprets the
-few opcodes that PyTorch writes, makes inert values of them, and refuses what names anything outside `GLOBALS`.
+few opcodes that PyTorch writes, makes inert values of them, and refuses every name that is not in `GLOBALS`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ STORAGES = {
     "torch ByteStorage": torch.uint8,
     "torch BoolStorage": torch.bool,
 }
-FIRST_ARGUMENT = {  # functions whose result is, for us, their first argument
+FIRST_ARGUMENT = {  # functions whose first argument stands for their result
     "torch._utils _rebuild_parameter",
     "torch.jit._pickle build_intlist",
     "torch.jit._pickle build_doublelist",
@@ -36,12 +36,23 @@ FIRST_ARGUMENT = {  # functions whose result is, for us, their first argument
     "torch.jit._pickle restore_type_tag",
 }
 TENSORS = {"torch._utils _rebuild_tensor", "torch._utils _rebuild_tensor_v2"}
-GLOBALS = {*STORAGES, *FIRST_ARGUMENT, *TENSORS, "collections OrderedDict"}
-SCRIPTED = "__torch__."  # the names of a TorchScript archive's own classes start so
+# What people save beside a state dict. Each becomes an `Inert`, whatever its arguments and its state are.
+INERT = {
+    *("argparse Namespace", "collections defaultdict", "collections Counter", "_codecs encode"),
+    *("torch device", "torch Size"),
+    *("numpy dtype", "numpy ndarray"),
+    *(f"numpy.{core}.multiarray {name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
+    *(f"__builtin__ {name}" for name in ("set", "frozenset", "bytes", "bytearray", "complex", "slice", "xrange")),
+    *(f"__builtin__ {name}" for name in ("list", "dict", "tuple", "long", "float", "unicode", "bool")),
+    *(f"torch float{kind}" for kind in ("16", "32", "64")),
+    *(f"torch {kind}" for kind in ("bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool", "complex64")),
+}
+GLOBALS = {*STORAGES, *FIRST_ARGUMENT, *TENSORS, *INERT, "collections OrderedDict"}
 
-# No honest file comes near these: a tensor takes about 30 opcodes and 130 bytes, and OpenAI's largest model has 1,353.
+# Real files stay far below: a tensor takes about 30 opcodes and 130 bytes, and OpenAI's largest model has 1,353.
 MAX_PICKLE_BYTES = 1 << 24
 MAX_OPCODES = 1 << 19  # bounds time and memory
+MAX_KEY = 1 << 63  # of integers in dicts: of larger ones any number can have the same hash, which takes quadratic time
 
 
 class Storage(NamedTuple):
@@ -66,6 +77,10 @@ class Module:
     attributes: dict = field(default_factory=dict)
 
 
+class Inert:
+    """Stands for a value of one of the classes in `INERT`, of which nothing is kept."""
+
+
 class Pickle(NamedTuple):
     value: object
     end: int  # bytes that it took
@@ -75,9 +90,9 @@ class Pickle(NamedTuple):
 def unpickle(data: bytes) -> Pickle:
     """Interpret the pickle that `data` starts with; raises on what PyTorch does not write for tensors.
 
-    The result is made of None, bool, int, float, str, tuple, list, dict, View and Module. What a pickle refers to is no
-    more than its name, a str. The result may contain itself, or one part so often that to print, compare or hash it
-    takes forever: look only at what has a known type.
+    The result is made of None, bool, int, float, str, tuple, list, dict, View, Module and Inert. A reference by name
+    becomes a str, the name. The result may contain itself, or one part so often that printing, comparing or
+    hashing it never ends: look only at values of a known type.
     """
     stack, marks, memo, storages = [], [], {}, {}
 
@@ -89,9 +104,14 @@ def unpickle(data: bytes) -> Pickle:
 
     def set_items(items: list) -> None:
         target = stack[-1]
+        if isinstance(target, Inert):
+            return
+        if type(target) is not dict:
+            raise CheckpointError(f"the pickle sets the items of a {type(target).__name__}")
         for key, value in zip(items[::2], items[1::2], strict=True):
-            if type(target) is not dict or type(key) not in (str, int) or key in target:
-                raise CheckpointError("the pickle has a key twice, or one that is neither a str nor an int")
+            valid = type(key) is str or (type(key) is int and -MAX_KEY <= key < MAX_KEY)
+            if not valid or key in target:
+                raise CheckpointError("the pickle has a key twice, or one that is neither a str nor an int of 64 bits")
             target[key] = value
 
     for count, (opcode, argument, position) in enumerate(pickletools.genops(data)):
@@ -148,7 +168,7 @@ def unpickle(data: bytes) -> Pickle:
 
 
 def _permitted(name: str) -> str:
-    if name in GLOBALS or name.startswith(SCRIPTED):
+    if name in GLOBALS or _is_scripted(name):
         return name
     raise CheckpointError(
         f"refused {name.replace(' ', '.'):.100}, which has no place in a file of tensors; nothing was run. "
@@ -156,10 +176,19 @@ def _permitted(name: str) -> str:
     )
 
 
-def _made_by(function: str, arguments: tuple) -> View | Module | dict:
-    """What we make of a call."""
-    if function.startswith(SCRIPTED):
+def _is_scripted(name: str) -> bool:
+    """Whether it is the name of one of a TorchScript archive's own classes."""
+    return name.startswith(("__torch__ ", "__torch__."))
+
+
+def _made_by(function: str, arguments: tuple) -> View | Module | Inert | dict:
+    """The value that stands for the result of a call."""
+    if type(function) is not str:
+        raise CheckpointError(f"the pickle calls a {type(function).__name__}")
+    if _is_scripted(function):
         return Module()
+    if function in INERT:
+        return Inert()
     if function in FIRST_ARGUMENT:
         return arguments[0]
     if function in TENSORS:
@@ -175,7 +204,7 @@ def _made_by(function: str, arguments: tuple) -> View | Module | dict:
 def _set_state(made: object, state: object) -> None:
     if isinstance(made, Module):
         made.attributes = state if isinstance(state, dict) else {}  # a class of one's own may pack any state
-    elif not isinstance(made, dict):  # that is an OrderedDict, whose own attributes say nothing about tensors
+    elif not isinstance(made, dict | Inert):  # an OrderedDict, whose own attributes say nothing about tensors
         raise CheckpointError(f"the pickle sets the state of a {type(made).__name__}")
 
 
@@ -183,5 +212,5 @@ def _storage(identity: tuple) -> Storage:
     kind, dtype, key, _device, numel, *rest = identity  # the device is where it once was; it is read to the CPU
     types = (type(kind), type(dtype), type(key), type(numel))
     if types != (str, str, str, int) or kind != "storage" or dtype not in STORAGES or numel < 0 or any(rest):
-        raise CheckpointError("the pickle refers to something else than a storage of numbers")
+        raise CheckpointError("the pickle refers to something other than a storage of numbers")
     return Storage(key, STORAGES[dtype], numel)

@@ -10,7 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from miniclip.config import (
+    MAX_INTEGER,
+    MAX_LAYERS,
     CLIPConfig,
+    ConfigError,
     NamedModel,
     PreprocessConfig,
     TextConfig,
@@ -40,6 +43,15 @@ class MCiConfig(VisionConfig, kind="mci"):
     def __post_init__(self) -> None:
         check_sizes(self, "image_size", "mlp_ratio")
         check_choice("norm", self.norm, ("batch", "layer"))
+        for name, most in (("widths", MAX_INTEGER), ("blocks", MAX_LAYERS)):
+            numbers = getattr(self, name)
+            if not 1 <= len(numbers) == len(self.widths) <= 8 or not all(1 <= number <= most for number in numbers):
+                expected = f"an integer from 1 to {most} for each stage, of which there are 1 to 8"
+                raise ConfigError(f"{name} is {numbers!r:.100}; expected {expected}")
+
+    @property
+    def tensors(self) -> int:
+        return 8 * sum(self.blocks)
 
     @property
     def summary(self) -> str:
@@ -56,6 +68,12 @@ class ConvViTConfig(VisionConfig, kind="conv-vit"):
     padding: int  # of the first convolution, see `CONV_VIT`
     eps: float  # of every LayerNorm
 
+    def __post_init__(self) -> None:
+        check_sizes(self, "image_size", "stem_width")
+        if self.image_size % 16 or self.padding not in (0, 1) or not 0 < self.eps < 1:
+            got = f"image_size {self.image_size}, padding {self.padding} and eps {self.eps}"
+            raise ConfigError(f"got {got}; expected a multiple of 16, 0 or 1, and a number between 0 and 1")
+
     @property
     def summary(self) -> str:
         return f"conv ViT/16 {self.transformer.layers} x {self.transformer.width}"
@@ -67,6 +85,11 @@ class MobileCLIPConfig(CLIPConfig, family="mobileclip"):
 
     causal: bool  # whether a token sees the earlier ones only; if not, it sees all 77, padding too
     text_taps: int = 0  # of convolutions over tokens, in a block before and one after the transformer's; 0: none
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.text_taps and (self.text_taps % 2 == 0 or not 1 <= self.text_taps <= self.text.context_length):
+            raise ConfigError(f"text_taps is {self.text_taps}; expected 0, or an odd number up to the context length")
 
 
 def _mci(widths: tuple[int, ...], blocks: tuple[int, ...], large: bool = False) -> MCiConfig:

@@ -19,6 +19,7 @@ Sums and products are made in float64, and rounded once.
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -237,10 +238,10 @@ def infer(shapes: Mapping[str, tuple[int, ...]], code: str | None = None) -> Mob
         return mobileclip_config(CONV_VIT[code])
     stages = defaultdict(set)
     for name in shapes:
-        if match := re.match(r"visual\.stages\.(\d+)\.blocks\.(\d+)\.", name):
+        if match := re.match(r"visual\.stages\.(\d{1,4})\.blocks\.(\d{1,4})\.", name):
             stages[int(match[1])].add(match[2])
     blocks = tuple(len(stages[stage]) for stage in sorted(stages))
-    width = shapes["visual.stem.0.weight"][0] if "visual.stem.0.weight" in shapes else 0
+    width, *_ = shapes.get("visual.stem.0.weight") or (0,)
     for tower in MCI.values():
         if (tower.widths[0], tower.blocks) == (width, blocks):
             return mobileclip_config(tower, mct="transformer.resblocks.0.mixer.weight" in shapes)
@@ -273,7 +274,8 @@ def reparameterize(tensors: Mapping[str, Tensor]) -> Converted:
 
 def _renamed(tensors: Mapping[str, Tensor]) -> Converted:
     """Apple's names become OpenCLIP's, others stay; counters of batches are left out."""
-    downsamples = {int(match[1]) for name in tensors if (match := re.search(r"\.network\.(\d+)\.proj\.", name))}
+    found = {match[1] for name in tensors if (match := re.search(r"\.network\.(\d{1,4})\.proj\.", name))}
+    downsamples = sorted(map(int, found))
     plan = {}
     for name in tensors:
         if not name.endswith("num_batches_tracked"):
@@ -286,12 +288,12 @@ def _renamed(tensors: Mapping[str, Tensor]) -> Converted:
     return Converted(tensors, plan)
 
 
-def _apple_to_openclip(name: str, downsamples: set[int]) -> str:
+def _apple_to_openclip(name: str, downsamples: list[int]) -> str:
     if not name.startswith(("image_encoder.", "text_encoder.")):
         return name
-    if match := re.fullmatch(r"(.*)\.network\.(\d+)\.(.*)", name):  # stages, downsamples and positions in one row
+    if match := re.fullmatch(r"(.*)\.network\.(\d{1,4})\.(.*)", name):  # stages, downsamples and positions in one row
         prefix, index, rest = match[1], int(match[2]), match[3]
-        stage = sum(downsample <= index for downsample in downsamples)
+        stage = bisect_right(downsamples, index)
         if rest.startswith("proj."):
             rest = f"downsample.{rest}"
         elif rest.startswith(("pe.", "reparam_conv.")):

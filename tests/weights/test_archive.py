@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import os
 import pickle
+import re
 import struct
+import tarfile
 import time
+import tracemalloc
+import warnings
 import zipfile
 import zlib
-from collections import OrderedDict
+from collections import Counter, OrderedDict, defaultdict
+from contextlib import suppress
+from datetime import datetime
+from importlib.util import find_spec
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from miniclip.weights.errors import CheckpointError
 from miniclip.weights.files import read_file
-from miniclip.weights.unpickle import GLOBALS, MAX_OPCODES
+from miniclip.weights.unpickle import GLOBALS, INERT, MAX_OPCODES, unpickle
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated:DeprecationWarning")
 
@@ -179,7 +189,7 @@ def test_compressed_records_are_read_too(tmp_path):
         (torch.ones(1), "a tensor;"),
         ({"a": torch.ones(1), "epoch": 3}, "'epoch': int"),
         ({"epoch": 3}, "'epoch': int"),
-        ({"state_dict": {"a": torch.ones(1)}, "model": {"a": torch.ones(1)}}, "both"),
+        ({"state_dict": {"a": torch.ones(1)}, "model": {"a": torch.ones(1)}}, "several state dicts .state_dict, model"),
         ({"a": torch.ones(2, dtype=torch.complex64)}, "torch.ComplexFloatStorage"),
         (nn.Linear(2, 2), "torch.nn.modules.linear.Linear.*model.state_dict()"),
     ],
@@ -224,6 +234,12 @@ def text(value):
     return b"X" + struct.pack("<I", len(value)) + value.encode()
 
 
+def colliding(i):
+    """Opcodes of the i-th integer that has the hash 0."""
+    value = (i * (2**61 - 1)).to_bytes(16, "little")
+    return b"\x8a" + bytes([len(value)]) + value
+
+
 def module(*attributes):
     """An object of a scripted class, remembered as 0, with (name, pickled value) attributes."""
     return b"c__torch__.M\nM\n)\x81q\0}(" + b"".join(text(name) + value for name, value in attributes) + b"ub"
@@ -257,6 +273,10 @@ BAD_PICKLES = {  # each replaces the data.pkl of a file whose storage "0" has 24
     "key is endless": lambda canary: b"\x80\2}" + DOUBLING + b"Ns.",
     "storage type is endless": lambda canary: b"\x80\2(" + text("storage") + DOUBLING + text("0") + b"NK\1tQ.",
     "items of a list": lambda canary: b"\x80\2]NaK\0Ns.",
+    "items of a tensor": lambda canary: pickled(tensor())[:-1] + text("a") + b"Ns.",
+    "INT that hides a bool": lambda canary: b"\x80\2}" + text("a") + b"I0x10\ns.",
+    "storage too long": lambda canary: pickled({"a": tensor(numel=5, size=(5,))}),
+    "keys of one hash": lambda canary: b"\x80\2}(" + b"".join(colliding(i) + b"N" for i in range(50_000)) + b"u.",
     "key twice": lambda canary: b"\x80\2}(" + (text("a") + b"N") * 2 + b"u.",
     "empty": lambda canary: b"",
     "no stop": lambda canary: pickled({"a": tensor()})[:-1],
@@ -365,8 +385,102 @@ def test_hostile_legacy_file(tmp_path):
 
 def test_the_closed_list():
     """Whoever adds to it must think again: no name may be one that a pickle could do anything with."""
-    assert len(GLOBALS) == 19
-    assert {name.split()[0] for name in GLOBALS} == {"torch", "torch._utils", "torch.jit._pickle", "collections"}
+    assert len(GLOBALS - INERT) == 19
+    assert {name.split()[0] for name in GLOBALS - INERT} == {
+        *("torch", "torch._utils", "torch.jit._pickle", "collections"),
+    }
+    assert len(INERT) == 37
+    modules = {"argparse", "collections", "_codecs", "torch", "numpy", "__builtin__"}
+    assert {name.split()[0] for name in INERT} - modules == {"numpy.core.multiarray", "numpy._core.multiarray"}
+
+
+# What people save beside a state dict -------------------------------------------------------------------------------
+
+BESIDE = {
+    "numpy scalar": np.float64(0.5),
+    "numpy array": np.arange(3),
+    "Namespace": argparse.Namespace(lr=0.1, tags=["a"]),
+    "device": torch.device("cuda:0"),
+    "Size": torch.Size([2, 3]),
+    "dtype": torch.bfloat16,
+    "set": {1, 2},
+    "frozenset": frozenset("ab"),
+    "defaultdict": defaultdict(list, a=[1]),
+    "Counter": Counter("aab"),
+    "bytes": b"\0\xff",
+    "bytearray": bytearray(b"ab"),
+    "complex": 1j,
+    "range": range(3),
+    "tensor": torch.tensor(0.9),
+    "None": None,
+    "nested": {"a": [np.int64(3), {"b": (torch.device("cpu"),)}]},
+}
+
+
+@FORMATS
+@pytest.mark.parametrize("name", BESIDE)
+def test_what_lies_beside_a_state_dict_is_ignored(tmp_path, options, name):
+    path = saved(tmp_path / "s.pt", {"state_dict": STATE, "best": BESIDE[name], 3: BESIDE[name]}, **options)
+    assert_same(read_file(path), STATE)
+
+
+def test_nothing_is_called_for_what_is_ignored(monkeypatch):
+    """The classes and functions are replaced by one that raises: Python's reader calls it, ours does not."""
+    calls = []
+    for name in sorted(INERT):
+        module, attribute = name.replace("__builtin__", "builtins").split()
+        if module == "builtins" or not find_spec(module.split(".")[0]):
+            continue
+        data = f"\x80\2c{module}\n{attribute}\n".encode("latin-1") + text("uint8") + b"\x85R}b."
+        with monkeypatch.context() as patched, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                patched.setattr(f"{module}.{attribute}", lambda *arguments, name=name: calls.append(name))
+            except (AttributeError, ImportError):  # of the other numpy
+                continue
+            assert unpickle(data).value.__class__.__name__ == "Inert"
+            assert calls == []
+            with suppress(Exception):  # of None, which gets a state
+                pickle.loads(data)
+            assert calls.pop() == name
+
+
+def test_a_class_that_is_not_listed_is_refused(tmp_path):
+    for value in (Path("x"), datetime.now(), OrderedDict):
+        with pytest.raises(CheckpointError, match=r"refused .*nothing was run"):
+            read_file(saved(tmp_path / "s.pt", {"state_dict": STATE, "other": Call(type, value)}))
+
+
+@pytest.mark.parametrize("key", ["model_state_dict", "ema_state_dict", "net", "weights of mine"])
+def test_the_one_state_dict_is_found(tmp_path, key):
+    path = saved(tmp_path / "s.pt", {key: STATE, "args": {"x": 1}, "ema_decay": torch.tensor(0.9), "model": {"a": 1}})
+    assert_same(read_file(path), STATE)
+
+
+def test_several_state_dicts_are_named(tmp_path):
+    for keys in (("state_dict", "state_dict_ema"), ("mine", "yours")):
+        with pytest.raises(CheckpointError, match=rf"several state dicts \({keys[0]}, {keys[1]}\): save the one"):
+            read_file(saved(tmp_path / "s.pt", dict.fromkeys(keys, STATE)))
+    assert_same(read_file(saved(tmp_path / "s.pt", {"state_dict": STATE, "scaler": {"scale": torch.ones(1)}})), STATE)
+
+
+@pytest.mark.parametrize(
+    "prefix", ["module.", "_orig_mod.", "model.", "clip.", "base_model.model.", "module._orig_mod.clip."]
+)
+def test_what_all_names_begin_with_is_left_out_and_said(tmp_path, prefix):
+    path = saved(tmp_path / "s.pt", {f"{prefix}{name}": tensor for name, tensor in STATE.items()})
+    with pytest.warns(UserWarning, match=rf"s\.pt: all names begin with {re.escape(prefix)}, which is left out"):
+        assert_same(read_file(path), STATE)
+
+
+def test_a_scripted_class_without_a_module(tmp_path):
+    path = scripted(tmp_path / "m.pt", Leaf(torch.float32))
+
+    def rename(records):
+        data = next(name for name in records if name.endswith("/data.pkl"))
+        records[data] = re.sub(rb"c__torch__[\w.]*\n\w+\n", b"c__torch__\nMine\n", records[data])
+
+    assert list(read_file(rezip(path, rename))) == ["weight", "count"]
 
 
 # Hostile zips -----------------------------------------------------------------------------------------------------
@@ -415,6 +529,70 @@ def test_decompression_bomb(tmp_path):
         read_file(path)
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_record_that_claims_to_be_small(tmp_path, method):
+    """268 MB of zeros in a record whose size the zip gives as 24 bytes: no more than that is inflated."""
+    path = rezip(
+        saved(tmp_path / "s.pt", {"a": torch.ones(6)}), lambda r: {**r, "s/data/0": bytes((1 << 28) + 77)}, method
+    )
+    honest = path.read_bytes()
+    size = struct.pack("<I", (1 << 28) + 77)
+    assert honest.count(size) == 2 and len(honest) < 1 << 19
+    path.write_bytes(honest.replace(size, struct.pack("<I", 24)))
+    tracemalloc.start()
+    with pytest.raises(CheckpointError, match="damaged" if method == zipfile.ZIP_DEFLATED else "method 1[24]"):
+        read_file(path)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 24
+    tracemalloc.stop()
+
+
+def test_a_million_records(tmp_path):
+    """The list of records alone, 47 MB: refused before it is read."""
+    path = saved(tmp_path / "s.pt", STATE)
+    honest = path.read_bytes()
+    start, end = honest.index(b"PK\1\2"), honest.index(b"PK\5\6")
+    with zipfile.ZipFile(path) as z:
+        assert end - start < 100 * len(z.namelist()) + 1000
+    entry = b"PK\1\2" + bytes(24) + struct.pack("<HHHHHII", 1, 0, 0, 0, 0, 0, 0) + b"x"
+    size = len(entry) * 1_000_000
+    path.write_bytes(
+        honest[:start] + entry * 1_000_000 + struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, 9, 9, size, start, 0)
+    )
+    began = time.monotonic()
+    with pytest.raises(CheckpointError, match="list of records has 47,000,000 bytes"):
+        read_file(path)
+    assert time.monotonic() - began < 1
+
+
+def test_records_that_differ_only_in_case(tmp_path):
+    path = saved(tmp_path / "s.pt", STATE)
+    with pytest.raises(CheckpointError, match="several records of one name"):
+        read_file(rezip(path, lambda records: {**records, "s/DATA.pkl": b"x"}))
+
+
+def test_other_containers_and_later_pickles(tmp_path):
+    with tarfile.open(tmp_path / "t.pt", "w") as tar:
+        tar.add(saved(tmp_path / "s.pt", STATE))
+    (tmp_path / "7.pt").write_bytes(b"7z\xbc\xaf\x27\x1c" + bytes(100))
+    for name in ("t.pt", "7.pt"):
+        with pytest.raises(CheckpointError, match="as neither a PyTorch file nor safetensors does"):
+            read_file(tmp_path / name)
+    legacy = saved(tmp_path / "l.pt", STATE, **LEGACY).read_bytes()
+    for content in (b"cposix\nsystem\n", b"\x80\4\x95"):
+        for position in [i for i in range(len(legacy)) if legacy.startswith(b"\x80\2", i)][1:]:
+            (tmp_path / "l.pt").write_bytes(legacy[:position] + content + legacy[position:])
+            with pytest.raises(CheckpointError, match=r"l\.pt"):
+                read_file(tmp_path / "l.pt")
+
+
+def test_the_crc_of_stored_records_is_not_checked(tmp_path):
+    """As in PyTorch itself: it would mean to read each tensor twice."""
+    path = saved(tmp_path / "s.pt", STATE)
+    content = STATE["a"].numpy().tobytes()
+    path.write_bytes(path.read_bytes().replace(content, bytes(len(content))))
+    assert not read_file(path)["a"].any() and not torch.load(path)["a"].any()
+
+
 def test_records_that_are_not_where_the_index_says(tmp_path):
     """Fields of the zip's index, and of the local headers, changed by hand."""
     path = saved(tmp_path / "s.pt", STATE)
@@ -429,6 +607,8 @@ def test_records_that_are_not_where_the_index_says(tmp_path):
         "size beyond the end": (index + 20, struct.pack("<II", len(honest), len(honest))),
         "other method": (local + 8, b"\x08"),
         "encrypted": (local + 6, b"\x01"),
+        "encrypted in the index": (index + 8, b"\x01"),
+        "flags that differ": (local + 6, b"\x20"),
         "other name": (local + 30, b"t"),
         "no header": (local, b"XX"),
         "name beyond the end": (local + 26, b"\xff\xff"),
