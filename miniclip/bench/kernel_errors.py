@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from miniclip import ops, similarity
 from miniclip.fast import ops as fused
+from miniclip.fast.rates import name as dtype_name
 from miniclip.kernels.add_layer_norm import add_layer_norm
 from miniclip.kernels.attention import attention, attention_varlen
 from miniclip.kernels.bias_quick_gelu import bias_quick_gelu
@@ -61,7 +62,7 @@ PROMPTS, DRY_PROMPTS = [1000, 4000], [12]
 CLASSES = [(1, 1000, 512), (256, 1000, 512), (4096, 1000, 768), (50_000, 21_841, 768)]
 DRY_CLASSES = [(3, 100, 64)]
 PAIRS, DRY_PAIRS = [(4096, 512), (8192, 768), (32_768, 512)], [(40, 64)]
-ROWS, DRY_ROWS = [(256 * 50, 768), (64 * 257, 1024)], [(7, 768)]
+ROWS, DRY_ROWS = [(50, 768), (3200, 768), (10_500, 512), (256 * 50, 768), (64 * 257, 1024)], [(7, 768)]
 
 
 def random(*shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -208,6 +209,6 @@ def check(device: torch.device, dry: bool) -> Iterator[dict]:
         exact = case.exact()
         kernel, pytorch = (error(run(), exact, case.absolute) for run in (case.kernel, case.pytorch))
         yield {
-            "operation": case.operation, "shape": case.shape, "dtype": str(case.dtype).removeprefix("torch."),
+            "operation": case.operation, "shape": case.shape, "dtype": dtype_name(case.dtype),
             "kernel": kernel, "pytorch": pytorch, "tolerance": case.tolerance, "ok": kernel <= case.tolerance,
         }  # fmt: skip

@@ -72,7 +72,7 @@ def runs_in_openai(model: CLIP) -> bool:
 
 
 def encoders(model: CLIP, peer: str, dtypes: list[torch.dtype], compiled: bool) -> list[Encoder]:
-    """A peer, or "miniclip", with the weights of `model`, float32 on the CPU, in each precision that it has.
+    """A peer, or "miniclip", with the weights of `model`, float32, on its device, in each precision that it has.
 
     compiled: each also as torch.compile makes it, with its weights as constants ("freezing"), the fastest that it has.
     """
@@ -98,12 +98,14 @@ def _miniclip(model: CLIP, dtype: torch.dtype) -> Encoder:
 
 
 def _openai(model: CLIP, dtype: torch.dtype) -> Encoder | None:
-    if dtype is not torch.float32 or not runs_in_openai(model):
-        return None  # on a CPU openai/CLIP is always float32
+    device = model.logit_scale.device
+    if dtype is not (torch.float32 if device.type == "cpu" else torch.float16) or not runs_in_openai(model):
+        return None  # on a CPU openai/CLIP is always float32, on a GPU float16
     import clip.model
 
-    theirs = clip.model.build_model(dict(model.state_dict())).float()
-    return Encoder("openai/CLIP", "float32", theirs.encode_image, theirs.encode_text)
+    theirs = clip.model.build_model(dict(model.state_dict())).to(device)
+    theirs = theirs.float() if device.type == "cpu" else theirs.eval()
+    return Encoder("openai/CLIP", dtype_name(dtype), theirs.encode_image, theirs.encode_text)
 
 
 def _open_clip(model: CLIP, dtype: torch.dtype) -> Encoder | None:
@@ -114,7 +116,8 @@ def _open_clip(model: CLIP, dtype: torch.dtype) -> Encoder | None:
     if not runs_in_openai(model):
         return _open_clip_directory(model, dtype)
     # No cast_dtype, and all of it in one dtype: open_clip's precision "pure_bf16" or "pure_fp16".
-    theirs = build_model_from_openai_state_dict(dict(model.state_dict()), cast_dtype=None).to(dtype)
+    theirs = build_model_from_openai_state_dict(dict(model.state_dict()), cast_dtype=None)
+    theirs = theirs.to(model.logit_scale.device, dtype)
     return Encoder("open_clip", dtype_name(dtype), lambda x: theirs.encode_image(x.to(dtype)), theirs.encode_text)
 
 
@@ -129,7 +132,7 @@ def _open_clip_directory(model: CLIP, dtype: torch.dtype) -> Encoder | None:
         except CheckpointError:
             return None
         theirs = open_clip.create_model(f"local-dir:{Path(folder) / 'model'}").eval()
-    theirs = reparameterize_model(theirs).to(dtype)
+    theirs = reparameterize_model(theirs).to(model.logit_scale.device, dtype)
     return Encoder("open_clip", dtype_name(dtype), lambda x: theirs.encode_image(x.to(dtype)), theirs.encode_text)
 
 
@@ -146,7 +149,7 @@ def _transformers(model: CLIP, dtype: torch.dtype) -> Encoder | None:
         if not (Path(folder) / "model" / "config.json").exists():
             return None
         stored = torch.float32 if dtype is torch.int8 else dtype
-        theirs = CLIPModel.from_pretrained(Path(folder) / "model", dtype=stored).eval()
+        theirs = CLIPModel.from_pretrained(Path(folder) / "model", dtype=stored).eval().to(model.logit_scale.device)
     if dtype is torch.int8:
         theirs = torch.ao.quantization.quantize_dynamic(theirs, {torch.nn.Linear})
 
@@ -157,7 +160,7 @@ def _transformers(model: CLIP, dtype: torch.dtype) -> Encoder | None:
         """Padded to the longest text, its best setting: its own tokenizer does so when asked."""
         end = ids.argmax(dim=-1)
         ids = ids[:, : int(end.max()) + 1]
-        mask = torch.arange(ids.shape[1]) <= end[:, None]
+        mask = torch.arange(ids.shape[1], device=ids.device) <= end[:, None]
         return _tensor(theirs.get_text_features(input_ids=ids.long(), attention_mask=mask.long()))
 
     return Encoder("transformers", dtype_name(dtype), image, text)
