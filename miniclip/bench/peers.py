@@ -104,7 +104,7 @@ def _openai(model: CLIP, dtype: torch.dtype) -> Encoder | None:
     import clip.model
 
     theirs = clip.model.build_model(dict(model.state_dict())).to(device)
-    theirs = theirs.float() if device.type == "cpu" else theirs.eval()
+    theirs = theirs.float() if device.type == "cpu" else theirs
     return Encoder("openai/CLIP", dtype_name(dtype), theirs.encode_image, theirs.encode_text)
 
 
