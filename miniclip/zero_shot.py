@@ -62,6 +62,17 @@ def prompt_weights(
     return weights.unflatten(1, (len(templates), -1)).transpose(0, 1)
 
 
+def check_unit(embeddings: Tensor, size: int | None = None) -> None:
+    """DataError unless these are unit embeddings [N, E], up to the rounding of half precision. size: E, if known."""
+    advice = "take those of encode_image or encode_text with normalize=True"
+    if embeddings.ndim != 2 or size not in (None, embeddings.shape[1]):
+        raise DataError(f"got a tensor {list(embeddings.shape)}; expected unit embeddings [N, {size or 'E'}]: {advice}")
+    lengths = embeddings.float().norm(dim=1)
+    if not torch.allclose(lengths, torch.ones_like(lengths), atol=1e-2):
+        found = f"from {lengths.min():.3g} to {lengths.max():.3g}"
+        raise DataError(f"the embeddings have lengths {found}; expected 1: {advice}")
+
+
 def ensemble(weights: Tensor) -> Tensor:
     """The unit mean [E, C] of `prompt_weights` [templates, E, C]: what `zero_shot_weights` returns for all of them."""
     return ops.normalize(weights.mean(0).T).T

@@ -29,7 +29,7 @@ from miniclip.data.lists import DataError
 from miniclip.embed import as_list, embed_images
 from miniclip.models import CLIP
 from miniclip.preprocess import ImageError, Preprocess
-from miniclip.zero_shot import prompt_weights, zero_shot_weights
+from miniclip.zero_shot import check_unit, prompt_weights, zero_shot_weights
 
 Picture = str | Path | Image.Image
 Pictures = Picture | Sequence[Picture] | Tensor
@@ -42,27 +42,11 @@ def embed_pictures(model: CLIP, pictures: Pictures) -> Tensor:
     ImageError names the pictures that can't be read; DataError for a tensor that holds no unit embeddings.
     """
     if isinstance(pictures, Tensor):
-        return _checked(model, pictures)
+        check_unit(pictures, model.text_projection.shape[1])
+        return pictures.detach().float().cpu()
     embeddings, rejected = embed_images(model, Preprocess(model.config.preprocess), pictures)
     if rejected:
         raise ImageError("; ".join(rejected.values()))
-    return embeddings
-
-
-def _checked(model: CLIP, embeddings: Tensor) -> Tensor:
-    size = model.text_projection.shape[1]
-    if embeddings.ndim != 2 or embeddings.shape[1] != size:
-        raise DataError(
-            f"got a tensor {list(embeddings.shape)}; expected unit embeddings [N, {size}], as encode_image(..., "
-            "normalize=True) returns them. Give pictures as paths or PIL images"
-        )
-    embeddings = embeddings.detach().float().cpu()
-    lengths = embeddings.norm(dim=1)
-    if not torch.allclose(lengths, torch.ones_like(lengths), atol=1e-2):
-        raise DataError(
-            f"the embeddings have lengths from {lengths.min():.3g} to {lengths.max():.3g}; expected 1: "
-            "use encode_image(..., normalize=True)"
-        )
     return embeddings
 
 

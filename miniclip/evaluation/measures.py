@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from miniclip.zero_shot import CHUNK_SCORES, shares
+from miniclip.zero_shot import CHUNK_SCORES, check_unit, shares
 
 Z = 1.959964  # 95% of a normal distribution lie within this many standard deviations of its mean
 RESAMPLES = 1000  # of the bootstrap
@@ -145,8 +145,11 @@ def recall(
     """Recall@k in both directions, as shares by k: from images to texts, and from texts to images.
 
     An image is a hit if *any* of its texts is among the k texts nearest to it, and a text if any of its images is among
-    the k images nearest to it (Karpathy & Fei-Fei 2015). Arguments and errors: see `retrieval_ranks`.
+    the k images nearest to it (Karpathy & Fei-Fei 2015). Arguments and errors: see `retrieval_ranks`; DataError for
+    embeddings that are not of unit length.
     """
+    check_unit(images)
+    check_unit(texts, images.shape[1])
     of_images, of_texts = retrieval_ranks(images, texts, owners)
     return shares(of_images, ks), shares(of_texts, ks)
 

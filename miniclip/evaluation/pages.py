@@ -131,7 +131,7 @@ def plot_few_shot(results: dict[str, dict], output: Path) -> None:
         if "zero_shot" in result:
             axis.plot(0, result["zero_shot"]["top1"], "*", color=colour, markersize=14, label=f"{name}, zero-shot")
     axis.set_xticks([0, *place.values()], ["0", *map(str, shots)])
-    axis.set(xlabel="training pictures of each class", ylabel="accuracy")
+    axis.set(xlabel="training pictures of each class (shaded: from the worst to the best draw)", ylabel="accuracy")
     percent_ticks(axis.yaxis)
     open_frame(axis, "y")
     axis.legend(frameon=False, fontsize=9)

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from miniclip.data.lists import DataError
 from miniclip.evaluation import measures
 from miniclip.evaluation.measures import (
     bootstrap,
@@ -27,6 +28,7 @@ from miniclip.evaluation.measures import (
     share,
     wilson,
 )
+from miniclip.zero_shot import shares
 
 TARGETS = torch.tensor([0, 0, 0, 0, 1, 1, 3])
 PREDICTED = torch.tensor([0, 0, 1, 3, 1, 0, 2])
@@ -36,6 +38,11 @@ def test_the_confusion_matrix_by_hand():
     matrix = confusion_matrix(TARGETS, PREDICTED, 4)
     assert matrix.tolist() == [[2, 1, 0, 1], [1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 1, 0]]
     assert matrix.tolist() != confusion_matrix(PREDICTED, TARGETS, 4).tolist()
+
+
+def recalls(images, texts, owners, ks):
+    """Recall@k of any vectors: as `recall`, which takes unit vectors alone."""
+    return tuple(shares(ranks, ks) for ranks in retrieval_ranks(images, texts, owners))
 
 
 def test_recall_by_hand_counts_classes_alike():
@@ -136,14 +143,14 @@ def test_share_counts():
 def test_recall_by_hand():
     """Cosines of image 0: 0.1, 0.9, 0.5; of image 1: 0.2, 0.8, 0.85."""
     images, texts = torch.eye(2), torch.tensor([[0.1, 0.2], [0.9, 0.8], [0.5, 0.85]])
-    from_images, from_texts = recall(images, texts, torch.tensor([0, 0, 1]), (1, 2))
+    from_images, from_texts = recalls(images, texts, torch.tensor([0, 0, 1]), (1, 2))
     assert from_images == {1: 1.0, 2: 1.0}  # image 0 by its second text
     assert from_texts == pytest.approx({1: 2 / 3, 2: 1.0})  # text 0 is nearer to image 1
-    from_images, from_texts = recall(images, texts, torch.tensor([0, 1, 1]), (1, 2))
+    from_images, from_texts = recalls(images, texts, torch.tensor([0, 1, 1]), (1, 2))
     assert from_images == {1: 0.5, 2: 0.5}
     assert from_texts == pytest.approx({1: 1 / 3, 2: 1.0})
 
-    without_second_texts, _ = recall(images, texts[[0, 2]], torch.tensor([0, 1]), (1,))
+    without_second_texts, _ = recalls(images, texts[[0, 2]], torch.tensor([0, 1]), (1,))
     assert without_second_texts == {1: 0.5}
 
 
@@ -171,7 +178,7 @@ def test_recall_is_that_of_whole_sorted_lists(data):
     texts = torch.tensor([data.draw(vectors) for _ in owners], dtype=torch.float32)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(measures, "CHUNK_SCORES", data.draw(st.sampled_from([1, 20, 1000])))
-        from_images, from_texts = recall(images, texts, torch.tensor(owners), (1, 2, 5))
+        from_images, from_texts = recalls(images, texts, torch.tensor(owners), (1, 2, 5))
     for k in (1, 2, 5):
         expected = slow_recall(images, texts, torch.tensor(owners), k)
         assert (from_images[k], from_texts[k]) == pytest.approx(expected)
@@ -180,10 +187,21 @@ def test_recall_is_that_of_whole_sorted_lists(data):
 def test_a_caption_that_all_share_finds_nothing(monkeypatch):
     """Also where a plain product would give equal texts unequal scores, as one row times a matrix does on x86."""
     torch.manual_seed(0)
-    images, text = torch.randn(13, 64), torch.randn(1, 64)
+    images, text = unit(torch.randn(13, 64)), unit(torch.randn(1, 64))
     monkeypatch.setattr(measures, "CHUNK_SCORES", 1)
     from_images, _ = recall(images, text.repeat(13, 1), torch.arange(13), (1, 12, 13))
     assert from_images == {1: 0.0, 12: 0.0, 13: 1.0}
+
+
+def unit(vectors):
+    return torch.nn.functional.normalize(vectors, dim=1)
+
+
+def test_recall_refuses_what_is_not_of_unit_length():
+    one = torch.eye(2)
+    for images, texts in ((2 * one, one), (one, 0.9 * one), (one, torch.eye(3))):
+        with pytest.raises(DataError, match=r"normalize=True"):
+            recall(images, texts, [0, 1])
 
 
 def test_recall_needs_a_text_for_each_image():
@@ -287,6 +305,6 @@ def test_ranks_of_shared_captions_by_hand():
 
 
 def test_one_owner_for_each_text_may_be_a_tensor():
-    images, texts = torch.randn(4, 8), torch.randn(6, 8)
+    images, texts = unit(torch.randn(4, 8)), unit(torch.randn(6, 8))
     owners = torch.tensor([0, 1, 2, 3, 3, 0])
     assert recall(images, texts, owners) == recall(images, texts, [[own] for own in owners.tolist()])

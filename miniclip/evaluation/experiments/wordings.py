@@ -77,7 +77,7 @@ def _draw_accuracies(axis, result: dict) -> None:
         axis.axvline(published, color="tab:red", label=f"published, {published:.1%}")
     axis.set_title("accuracy by wording, with 95% intervals", fontsize=11)
     axis.set(xlabel="top-1 accuracy", ylim=(-0.6, len(rows) - 0.4))
-    axis.set_xlim(0, 1.05 * max(row["top1"]["high"] for row in rows))
+    axis.set_xlim(0, 1.05 * max(published or 0, *(row["top1"]["high"] for row in rows)))
     axis.locator_params(axis="x", nbins=6)
     percent_ticks(axis.xaxis)
     open_frame(axis)
