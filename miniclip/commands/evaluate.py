@@ -22,7 +22,7 @@ from miniclip.evaluation.report import PROBES, TASKS
 MODEL = "a name from `miniclip models`, a file or directory; may be repeated, to compare them (default: ViT-B/32)"
 DATASET = (
     "sample (240 drawings that come with miniclip), cifar10, cifar100, mnist; a .json, .jsonl or .csv list of pictures "
-    "and captions, the name first; or a folder of CLASS NAME/PICTURE"
+    "and captions, the name first; or a folder of CLASS NAME/PICTURE. Several are compared in one table"
 )
 TEMPLATE = f"a prompt with {{}} for the name, or {', '.join(TEMPLATES)}; may be repeated (default: {{}})"
 CLASSES = (
@@ -36,7 +36,7 @@ OUT = "write report.json, and draw answers, mistakes, the confusion matrix and f
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("dataset", metavar="DATASET", help=DATASET)
+    parser.add_argument("dataset", nargs="+", metavar="DATASET", help=DATASET)
     parser.add_argument("--task", action="append", choices=(*TASKS, *PROBES), help=TASK)
     parser.add_argument("--template", action="append", metavar="TEXT", help=TEMPLATE)
     parser.add_argument("--classes", action="append", metavar="FILE", help=CLASSES)
@@ -53,53 +53,65 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    from miniclip.evaluation.pages import as_json, plot_answers, write_reports
+    from miniclip.evaluation.tables import overview
+
+    models, datasets = list(dict.fromkeys(options.model or ["ViT-B/32"])), list(dict.fromkeys(options.dataset))
+    tasks = {data: options.task or _default_tasks(data, options.by) for data in datasets}
+    for each in tasks.values():
+        _check(options, models, each)
+    results, pictures = _measure(options, models, tasks)
+    if options.json:
+        show_json(as_json(results))
+    else:
+        show(overview(results))
+    firsts = [results[data][models[0]] for data in datasets]
+    if options.plot:
+        plot_answers(firsts[0]["zero_shot"]["predictions"], pictures[datasets[0]], options.plot, options.seed)
+    if options.out:
+        write_reports(results, pictures, options.out, options.seed)
+    captions = sum(first["retrieval"]["distinct_captions"] for first in firsts if "retrieval" in first)
+    rejected = [fault for first in firsts for fault in first["rejected"]]
+    return report_rejected(rejected, sum(first["pictures"] for first in firsts) + captions + len(rejected))
+
+
+def _measure(options: argparse.Namespace, models: list[str], tasks: dict[str, list[str]]) -> tuple[dict, dict]:
+    """The results by data set and model, and the pictures by data set."""
     from miniclip.data.datasets import read_classes
-    from miniclip.evaluation.pages import plot_answers, write_report
     from miniclip.evaluation.report import evaluate
     from miniclip.evaluation.select import select
-    from miniclip.evaluation.tables import comparison, table
     from miniclip.zero_shot import expand_templates
 
-    models = list(dict.fromkeys(options.model or ["ViT-B/32"]))
-    tasks = options.task or _default_tasks(options)
-    _check(options, models, tasks)
     templates = expand_templates(options.template or ["{}"])
-    examples, train = select(
-        options.dataset, options.train, learns=bool(set(tasks) & set(PROBES)), by=options.by, limit=options.limit,
-        seed=options.seed, root=options.data_root, download=options.download,
-    )  # fmt: skip
     classes = read_classes(*options.classes) if options.classes else None
-    results = {}
+    chosen = {"by": options.by, "limit": options.limit, "seed": options.seed}
+    where = {"root": options.data_root, "download": options.download}
+    pictures = {
+        data: select(data, options.train, learns=bool(set(each) & set(PROBES)), **chosen, **where)
+        for data, each in tasks.items()
+    }
+    settings = {name: getattr(options, name) for name in ("background", "cache", "seed", "group_by")}
+    results: dict[str, dict[str, dict]] = {data: {} for data in tasks}
     for name in models:
         model, preprocess = load_model(argparse.Namespace(**vars(options) | {"model": name}))
-        settings = {"background": options.background, "train": train, "cache": options.cache, "seed": options.seed}
-        settings["group_by"] = options.group_by
-        results[name] = evaluate(model, preprocess, examples, templates, classes, tasks, **settings)
-    first = results[models[0]]
-    if options.json:
-        show_json(first if len(models) == 1 else {"models": results})
-    else:
-        show(table(first) if len(models) == 1 else comparison(results))
-    if options.plot:
-        plot_answers(first["zero_shot"]["predictions"], examples, options.plot, options.seed)
-    if options.out:
-        write_report(results, examples, options.out, options.seed)
-    captions = first["retrieval"]["distinct_captions"] if "retrieval" in tasks else 0
-    return report_rejected(first["rejected"], first["pictures"] + captions + len(first["rejected"]))
+        for data, (examples, train) in pictures.items():
+            arguments = model, preprocess, examples, templates, classes, tasks[data]
+            results[data][name] = evaluate(*arguments, train=train, **settings)
+    return results, {data: examples for data, (examples, _) in pictures.items()}
 
 
-def _default_tasks(options: argparse.Namespace) -> list[str]:
+def _default_tasks(data: str, by: str) -> list[str]:
     """Retrieval says nothing new if the captions are only the names of the classes."""
     from miniclip.data.datasets import PUBLISHED
 
-    is_list = options.dataset not in PUBLISHED and not Path(options.dataset).is_dir() and options.by == "name"
+    is_list = data not in PUBLISHED and not Path(data).is_dir() and by == "name"
     return list(TASKS if is_list else TASKS[:1])
 
 
 def _check(options: argparse.Namespace, models: list[str], tasks: list[str]) -> None:
     """UsageError, before any work, for what could only fail after it."""
-    if options.plot and len(models) > 1:
-        raise UsageError("--plot draws one model's answers; --out DIR draws those of several")
+    if options.plot and (len(models) > 1 or len(options.dataset) > 1):
+        raise UsageError("--plot draws one model's answers on one data set; --out DIR draws those of several")
     if options.plot and "zero-shot" not in tasks:
         raise UsageError("--plot draws the answers of zero-shot, which --task leaves out")
     if options.group_by and "zero-shot" not in tasks:

@@ -55,6 +55,7 @@ def plot_attention(stages: Mapping[str, Tensor], config: CLIPConfig, output: Pat
             axis.imshow(weights.numpy(), extent=(0, side, side, 0), **how)
             title += f", {float(weights.sum()):.0%}"
         axis.set_title(title, fontsize=9)
+    figure.suptitle("attention to each position; percent: its sum (the rest is on the pooled token itself)", fontsize=9)
     figure.savefig(output, dpi=150)
 
 

@@ -22,23 +22,45 @@ from miniclip.io import write_json
 WRONG = "firebrick"
 
 
-def write_report(results: dict[str, dict], examples: Sequence[Example], folder: Path, seed: int = 0) -> None:
-    """Write report.json and the figures of one model; for several, each model's figures into a folder of its own.
+def as_json(results: dict[str, dict[str, dict]]) -> dict:
+    """What `miniclip evaluate` writes: the result of one model on one data set as it is; several under their names.
 
-    results: what `evaluate` returned, by the name of the model.
+    results: of `report.evaluate`, by data set and then by model.
+    """
+    reports = {
+        data: next(iter(found.values())) if len(found) == 1 else {"models": found} for data, found in results.items()
+    }
+    return next(iter(reports.values())) if len(reports) == 1 else {"data": reports}
+
+
+def write_reports(
+    results: dict[str, dict[str, dict]], examples: dict[str, Sequence[Example]], folder: Path, seed: int = 0
+) -> None:
+    """Write report.json and the figures. Several data sets, and several models, get a folder of figures each.
+
+    results: as for `as_json`. examples: what was measured, by data set.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    first = next(iter(results.values()))
-    write_json(folder / "report.json", first if len(results) == 1 else {"models": results})
+    write_json(folder / "report.json", as_json(results))
+    for data, found in results.items():
+        _draw_figures(found, examples[data], folder if len(results) == 1 else folder / _file_name(data), seed)
+
+
+def _file_name(name: str) -> str:
+    return re.sub(r"[^\w.@-]+", "-", name).strip("-.")
+
+
+def _draw_figures(results: dict[str, dict], examples: Sequence[Example], folder: Path, seed: int) -> None:
+    """The figures of one data set. results: by the name of the model."""
     for name, result in results.items():
-        own = folder if len(results) == 1 else folder / re.sub(r"[^\w.@-]+", "-", name).strip("-.")
-        own.mkdir(exist_ok=True)
+        own = folder if len(results) == 1 else folder / _file_name(name)
+        own.mkdir(parents=True, exist_ok=True)
         if "zero_shot" in result:
             predictions = result["zero_shot"]["predictions"]
             plot_answers(predictions, examples, own / "answers.png", seed)
             plot_mistakes(predictions, examples, own / "mistakes.png")
             plot_confusion(predictions, own / "confusion.png")
-    if "few_shot" in first:
+    if "few_shot" in next(iter(results.values())):
         plot_few_shot(results, folder / "few_shot.png")
 
 

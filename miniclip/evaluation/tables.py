@@ -102,6 +102,22 @@ def _few_shot(rows: list[dict]) -> str:
     return f"few-shot, logistic regression\n{columns(headings, cells)}"
 
 
+def overview(results: dict[str, dict[str, dict]]) -> str:
+    """All figures of one model on one data set, several models side by side, or the accuracies on several data sets.
+
+    results: of `report.evaluate`, by data set and then by model.
+    """
+    if len(results) == 1:
+        (found,) = results.values()
+        return table(*found.values()) if len(found) == 1 else comparison(found)
+    rows = [
+        (data, model, result["pictures"], result["zero_shot"]["classes"], f"{result['zero_shot']['top1']:.2%}",
+         bounds(result["zero_shot"]["top1_interval"]), f"{result['zero_shot']['top5']:.2%}")
+        for data, found in results.items() for model, result in found.items() if "zero_shot" in result
+    ]  # fmt: skip
+    return columns(["data", "model", "pictures", "classes", "top-1", "95% interval", "top-5"], rows, left=2)
+
+
 def comparison(results: dict[str, dict]) -> str:
     """Several models on the same pictures, a row for each; below, the others' zero-shot top-1 minus the first's."""
     cells = {"": list(results)}

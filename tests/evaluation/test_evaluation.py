@@ -560,6 +560,22 @@ def test_the_command_measures_the_sample(capsys, tmp_path):
     assert figures["zero_shot"]["predictions"][0]["image"].startswith("sample ")
 
 
+def test_the_command_compares_data_sets(command, colours, capsys, tmp_path):
+    pytest.importorskip("matplotlib")
+    picture(tmp_path / "folder" / "red" / "a.png", "red")
+    picture(tmp_path / "folder" / "blue" / "b.png", "red")
+    (colours.parent / "broken.png").unlink()
+    picture(colours.parent / "broken.png", "red")
+    status, out, _ = command(colours, tmp_path / "folder", "--out", tmp_path / "out", "--model", "x")
+    rows = [line.split() for line in out.splitlines()[1:]]
+    assert status == 0 and [row[1:5] for row in rows] == [["x", "6", "4", "83.33%"], ["x", "2", "2", "50.00%"]]
+    report = json.loads((tmp_path / "out" / "report.json").read_text())["data"]
+    assert report[str(tmp_path / "folder")]["zero_shot"]["top1"] == 0.5
+    assert len(list((tmp_path / "out").glob("*/confusion.png"))) == 2
+    status, _, err = command(colours, tmp_path / "folder", "--plot", tmp_path / "a.png")
+    assert status == 2 and "on one data set" in err
+
+
 def test_the_command_probes_by_category(capsys, tmp_path, monkeypatch):
     pytest.importorskip("sklearn")
     pytest.importorskip("matplotlib")
