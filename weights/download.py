@@ -1,9 +1,10 @@
 """OpenAI's and Apple's released files: where they are, and how to get one without ever using a broken one.
 
-A file gets its final name only after its sha256 was checked. Until then its bytes are in `<file>.part`, which outlives
-a cut connection, a full disk or a kill, and is continued by the next call. `<file>.lock` keeps a second process waiting
-meanwhile. Where no sha256 is published, that of the first file that came, if it is large enough, is written to
-`<file>.sha256`, and expected from then on.
+A file gets its final name only after its sha256 was checked. Until then its bytes are in `<file>.part`, which stays
+after a cut connection, a full disk or a kill, and is continued by the next call, if the server still has the same file:
+its ETag or date is in `<file>.part.version`. A second process waits for `<file>.lock` meanwhile. Where no sha256 is
+published, the first file that came is taken, if it is large enough. Its sha256 is written to `<file>.sha256`, and
+expected from then on.
 
 Environment:
     MINICLIP_MIRROR    base URL used instead of `OPENAI_URL`; below it the layout is the same, <sha256>/<file>. Apple's
@@ -30,7 +31,7 @@ from tqdm import tqdm
 
 from miniclip.config import OPENAI_URL, NamedModel
 from miniclip.errors import MiniclipError
-from miniclip.io import locked, sha256_of
+from miniclip.io import locked, sha256_of, write_text
 
 TIMEOUT = 30  # seconds to connect, and of silence in mid-body
 RETRY_DELAYS = (1, 2, 4, 8)  # seconds before each new try of one call
@@ -44,17 +45,20 @@ HANDLERS = (
 
 
 class DownloadError(MiniclipError, OSError):
-    """The file could not be had; the message says why, and where to put it by hand."""
+    """A file can't be downloaded; the message says why, and where to put it by hand."""
 
 
 class _Interrupted(OSError):
-    """This try failed, and the next one may not."""
+    """A request failed, but another one may succeed."""
 
 
 def cached(model: NamedModel, root: str | Path | None = None) -> Path | None:
     """The file of a named model if it is in `root`, its content unchecked."""
-    path = _path(model, root)
-    return path if path.is_file() else None
+    try:
+        path = _path(model, root)
+        return path if path.is_file() else None
+    except OSError:  # there is no home directory, or it is closed
+        return None
 
 
 def download(model: NamedModel, root: str | Path | None = None) -> Path:
@@ -74,8 +78,9 @@ def download(model: NamedModel, root: str | Path | None = None) -> Path:
 def _fetch_and_record(url: str, path: Path, least: int) -> Path:
     """As `fetch`, of a file whose sha256 nobody published: its first one is recorded, and from then on expected."""
     record = path.with_name(path.name + ".sha256")
-    if record.exists():
-        return fetch(url, path, record.read_text().strip())
+    recorded = _text(record)
+    if re.fullmatch("[0-9a-f]{64}", recorded):  # an older version's could be empty, if it was killed while writing
+        return fetch(url, path, recorded)
     fetch(url, path, None)
     size = path.stat().st_size
     if size < least:
@@ -83,19 +88,24 @@ def _fetch_and_record(url: str, path: Path, least: int) -> Path:
         raise DownloadError(f"{url} gave {size:,} bytes; expected at least {least:,}: removed. Is it a web page?")
     sha256 = sha256_of(path)
     _say(f"no sha256 is published for {path.name}; {sha256} is written to {record.name} and expected from now on")
-    record.write_text(f"{sha256}\n")
+    write_text(record, f"{sha256}\n")
     return path
 
 
 def fetch(url: str, path: Path, sha256: str | None) -> Path:
-    """Makes `path` the file at `url`, unless it is that already, and returns it. Raises DownloadError.
+    """Make `path` the file at `url`, unless it is that already, and return it. Raises DownloadError.
 
     sha256: None takes whatever file is there or comes.
     """
     by_hand = f"By hand: get {url} (sha256 {sha256 or 'not published'}) and put it at {path}"
     if path.exists() and not path.is_file():
         raise DownloadError(f"{path} exists and is not a regular file; move it away")
-    found = sha256_of(path) if path.exists() else None
+    try:
+        found = sha256_of(path) if path.exists() else None
+    except OSError as error:
+        raise DownloadError(
+            f"{path} can't be read: {error.strerror or error}. Remove it, or change its rights"
+        ) from error
     if found and sha256 in (found, None):
         return path
     if os.environ.get("MINICLIP_OFFLINE", "0") not in ("", "0"):
@@ -114,6 +124,7 @@ def fetch(url: str, path: Path, sha256: str | None) -> Path:
             if not path.exists() or sha256 not in (sha256_of(path), None):
                 _complete(url, part, sha256)
                 os.replace(part, path)
+                _version_file(part).unlink(missing_ok=True)
     except OSError as error:
         kept = f"{part} is kept and will be continued. " if _size(part) else ""
         raise DownloadError(f"{path.name} could not be downloaded: {error}. {kept}{by_hand}") from error
@@ -121,7 +132,17 @@ def fetch(url: str, path: Path, sha256: str | None) -> Path:
 
 
 def _path(model: NamedModel, root: str | Path | None) -> Path:
-    return Path(root or "~/.cache/clip").expanduser() / model.file
+    try:
+        return Path(root or "~/.cache/clip").expanduser() / model.file
+    except RuntimeError:
+        raise DownloadError(
+            "there is no home directory to keep downloads in: set HOME, or give download_root="
+        ) from None
+
+
+def _text(path: Path) -> str:
+    """The content of a small file; "" if it is not there."""
+    return path.read_text(encoding="utf-8", errors="replace").strip() if path.exists() else ""
 
 
 def _size(path: Path) -> int:
@@ -133,14 +154,16 @@ def _say(line: str) -> None:
 
 
 def _complete(url: str, part: Path, sha256: str | None) -> None:
-    """Makes `part` the whole file, verified if its sha256 is known; should bytes left by an earlier call spoil it, once
-    more without them."""
+    """Make `part` the whole file, verified if its sha256 is known. If bytes that an earlier call left are wrong, it is
+    downloaded again without them."""
+    if sha256 is None and not _text(_version_file(part)):
+        _discard(part)  # nothing would tell whether the rest belongs to the same file
     was_begun = _size(part) > 0
     _request_until_whole(url, part)
     if sha256 is None or (got := sha256_of(part)) == sha256:
         return
     fault = f"{_size(part):,} bytes came with sha256 {got}, expected {sha256}"
-    part.unlink()
+    _discard(part)
     if not was_begun:
         raise DownloadError(f"{fault}; does a proxy or mirror answer with something else?")
     _say(f"{part.name}: {fault}; starting over")
@@ -159,25 +182,45 @@ def _request_until_whole(url: str, part: Path) -> None:
 
 def _request_rest(url: str, part: Path) -> None:
     """One request, for what follows the bytes in `part`. Raises _Interrupted where another try may help."""
-    have = _size(part)
-    headers = {"User-Agent": "miniclip"} | ({"Range": f"bytes={have}-"} if have else {})
+    have, version = _size(part), _text(_version_file(part))
+    headers = {"User-Agent": "miniclip"}
+    if have:
+        headers |= {"Range": f"bytes={have}-"} | ({"If-Range": version} if version else {})
     with _open(request.Request(url, headers=headers)) as response:
         status = response.status
         content_range = re.fullmatch(r"bytes (?:(\d+)-\d+|\*)/(\d+)", response.headers.get("Content-Range", ""))
         start, total = (content_range[1], int(content_range[2])) if content_range else (None, None)
-        if status == 200:  # the whole file, also from a server that ignores Range
+        same = not version or _version(response) in ("", version)  # some servers don't know If-Range
+        if status == 200:  # the whole file, also if it has changed, or from a server that ignores Range
+            part.write_bytes(b"")  # before its version, so that there are never bytes of one file with that of another
+            write_text(_version_file(part), _version(response))
             _write(response, part, "wb", response.length)
-        elif status == 206 and start == str(have):
+        elif status == 206 and start == str(have) and same:
             _write(response, part, "ab", total)
         elif status == 416 and total == have:
             return  # nothing follows: an earlier process was killed between the last byte and the renaming
         elif status in (206, 416):
-            part.unlink(missing_ok=True)
+            _discard(part)
             raise _Interrupted(f"the server cannot continue after {have:,} bytes; starting over")
         elif status in (408, 429) or status >= 500:
             raise _Interrupted(f"the server answered {status} {response.reason}")
         else:
             raise DownloadError(f"the server answered {status} {response.reason}")
+
+
+def _discard(part: Path) -> None:
+    part.unlink(missing_ok=True)
+    _version_file(part).unlink(missing_ok=True)
+
+
+def _version_file(part: Path) -> Path:
+    return part.with_name(part.name + ".version")
+
+
+def _version(response: HTTPResponse | HTTPError) -> str:
+    """What tells whether the file on the server is still the same, and If-Range takes: a strong ETag, or the date."""
+    etag = response.headers.get("ETag", "")
+    return etag if etag.startswith('"') else response.headers.get("Last-Modified", "")
 
 
 def _open(get: request.Request) -> HTTPResponse | HTTPError:
@@ -194,7 +237,7 @@ def _open(get: request.Request) -> HTTPResponse | HTTPError:
 
 
 def _write(response: HTTPResponse, part: Path, mode: str, total: int | None) -> None:
-    """Copies the body into `part`, to `total` bytes where the server said how many."""
+    """Copy the body into `part`, to `total` bytes where the server said how many."""
     folder = part.parent
     try:
         if total is not None and total - _size(part) > shutil.disk_usage(folder).free:

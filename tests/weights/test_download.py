@@ -626,3 +626,116 @@ def test_waiting_process_takes_over_from_a_killed_one(server, child, path, part)
     victim.kill()
     assert heir.wait(20) == 0
     assert path.read_bytes() == BODY and len(server.paths) == 2 and server.ranges[1] is not None
+
+
+# --- Files without a published sha256: never two versions of one in one file ---
+
+
+OTHER = BODY[::-1]
+
+
+def versioned(body, version, honest=True, send=None, header="ETag"):
+    """An answer of a server that has `body`; honest: it knows If-Range."""
+
+    def answer(h):
+        begun, condition = h.headers.get("Range"), h.headers.get("If-Range")
+        h.server.conditions.append(condition)
+        start = int(re.fullmatch(r"bytes=(\d+)-", begun)[1]) if begun else 0
+        if honest and condition and condition != version:
+            start = 0
+        headers = {header.replace("-", "_"): version} if version else {}
+        if start:
+            headers["Content_Range"] = f"bytes {start}-{len(body) - 1}/{len(body)}"
+        h.send_body(body[start:], 206 if start else 200, send=send and send - start, **headers)
+
+    return answer
+
+
+@pytest.fixture
+def unpublished(server, monkeypatch, tmp_path):
+    monkeypatch.setenv("MINICLIP_MIRROR", server.url)
+    monkeypatch.setattr(download, "RETRY_DELAYS", ())
+    server.conditions = []
+    model = NamedModel(MODEL.config, FILE, "http://elsewhere/x.pt", None, 10)
+    return lambda: download.download(model, tmp_path)
+
+
+@pytest.mark.parametrize("header", ["ETag", "Last-Modified"])
+@pytest.mark.parametrize("honest", [True, False])
+def test_a_file_that_changed_is_begun_again(unpublished, server, path, part, tmp_path, honest, header):
+    versions = (
+        ('"one"', '"two"') if header == "ETag" else ("Mon, 01 Jan 2024 10:00:00 GMT", "Tue, 02 Jan 2024 10:00:00 GMT")
+    )
+    server.play(versioned(BODY, versions[0], honest, HALF, header))
+    with pytest.raises(DownloadError, match="will be continued"):
+        unpublished()
+    assert part.read_bytes() == BODY[:HALF]
+    server.play(versioned(OTHER, versions[1], honest, None, header))
+    if not honest:  # it sends the second half of the other file
+        with pytest.raises(DownloadError):
+            unpublished()
+        assert not path.exists()
+    assert unpublished().read_bytes() == OTHER
+    assert server.conditions[:2] == [None, versions[0]]
+    assert (tmp_path / f"{FILE}.sha256").read_text() == hashlib.sha256(OTHER).hexdigest() + "\n"
+    assert sorted(file.name for file in tmp_path.iterdir()) == [FILE, f"{FILE}.lock", f"{FILE}.sha256"]
+
+
+def test_the_same_file_is_continued(unpublished, server, part):
+    server.play(versioned(BODY, '"one"', send=HALF))
+    with pytest.raises(DownloadError):
+        unpublished()
+    server.play(versioned(BODY, '"one"'))
+    assert unpublished().read_bytes() == BODY
+    assert server.ranges == [f"bytes={HALF}-"] and server.sent == [len(BODY) - HALF]
+
+
+@pytest.mark.parametrize("version", ["", 'W/"weak"'])
+def test_without_a_version_nothing_is_continued(unpublished, server, part, version):
+    server.play(versioned(BODY, version, send=HALF))
+    with pytest.raises(DownloadError):
+        unpublished()
+    server.play(versioned(OTHER, version))
+    assert unpublished().read_bytes() == OTHER and server.ranges == [None]
+
+
+def test_a_part_of_an_older_version_is_not_continued(unpublished, server, part):
+    part.write_bytes(OTHER[:HALF])
+    server.play(versioned(BODY, '"one"'))
+    assert unpublished().read_bytes() == BODY and server.ranges == [None]
+
+
+@pytest.mark.parametrize("content", ["", "\n", "not a sum", SHA256[:40]])
+def test_a_record_that_was_cut_is_written_again(unpublished, server, path, tmp_path, content):
+    path.write_bytes(BODY)
+    record = tmp_path / f"{FILE}.sha256"
+    record.write_text(content)
+    assert unpublished() == path and server.paths == []
+    assert record.read_text() == f"{SHA256}\n"
+
+
+# --- Caches that can't be used ---
+
+
+def test_a_cached_file_that_cannot_be_read(get, server, path, monkeypatch):
+    path.write_bytes(BODY)
+
+    def refuse(_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(download, "sha256_of", refuse)
+    with pytest.raises(DownloadError, match=rf"{path} can't be read: Permission denied. Remove it"):
+        get()
+    assert server.paths == []
+
+
+def test_without_a_home_directory(monkeypatch, capsys):
+    def refuse(_):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", refuse)
+    with pytest.raises(DownloadError, match=r"there is no home directory .* set HOME, or give download_root="):
+        download.download(MODEL)
+    assert download.cached(MODEL) is None
+    assert importlib.import_module("miniclip.commands").main(["models"]) == 0
+    assert "ViT-B/32" in capsys.readouterr().out
