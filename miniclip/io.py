@@ -49,7 +49,7 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
     Symbolic links are followed. WriteError for whatever the system refuses, and for a folder that is not there.
     """
     path = Path(path).expanduser()
-    with _explained(path):
+    with explained(path):
         path = path.resolve()
         _sweep(path)
         unfinished = _unfinished(path)
@@ -71,7 +71,7 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
     folder = Path(folder).expanduser().absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise WriteError(f"{folder} exists and is not an empty directory: choose another, or remove it")
-    with _explained(folder):
+    with explained(folder):
         _sweep(folder)
         unfinished = _unfinished(folder)
         try:
@@ -117,7 +117,9 @@ def locked(path: str | Path, message: str = "", wait: bool = False) -> Iterator[
     The file stays: if it were deleted, a process that waits for the old one and another that opens a new one would both
     get a lock.
     """
-    with open(path, "ab") as file:
+    with explained(Path(path)):
+        file = open(path, "ab")  # noqa: SIM115
+    with file:
         told = False
         while not _try_lock(file.fileno()):
             if not wait:
@@ -213,7 +215,7 @@ def _runs(process: int) -> bool:
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def explained(path: Path) -> Iterator[None]:
     """Turn what the system says into a WriteError that names the path."""
     try:
         yield

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from miniclip.errors import UsageError
+
 
 def setup(device: str | None = None) -> torch.device:
     """Join the other processes, if torchrun (or a launcher that sets the same variables) started this one.
 
-    device: "cuda" or "cpu"; None is CUDA where there is one. Returns the device to work on: with CUDA, this process's
-    own GPU, also made the current one. The processes then speak through nccl, on the CPU through gloo.
+    device: "cuda" or "cpu"; None is CUDA if there is a GPU. Returns the device to work on: with CUDA, this process's
+    own GPU, which also becomes the current one. The processes communicate with nccl, on the CPU with gloo.
     """
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if "RANK" not in os.environ:
@@ -26,13 +30,25 @@ def setup(device: str | None = None) -> torch.device:
     return chosen
 
 
+@contextmanager
+def joined(device: str | None = None) -> Iterator[torch.device]:
+    """`setup`, and at the end of the block leave the other processes, unless this one had joined them before."""
+    before = is_set_up()
+    chosen = setup(device)
+    try:
+        yield chosen
+    finally:
+        if is_set_up() and not before:
+            dist.destroy_process_group()
+
+
 def is_set_up() -> bool:
     """Whether torch.distributed is set up, also for a single process. Some builds of PyTorch come without it."""
     return dist.is_available() and dist.is_initialized()
 
 
 def rank() -> int:
-    """This process's number among all, from 0; 0 where there is one process."""
+    """This process's number, from 0; 0 if there is one process."""
     return dist.get_rank() if is_set_up() else 0
 
 
@@ -46,11 +62,26 @@ def is_main() -> bool:
     return rank() == 0
 
 
-class _AllGather(torch.autograd.Function):
-    """All processes' rows, in rank order. Backward, a process's rows get the sum of what *all* losses ask of them.
+def barrier() -> None:
+    """Wait until all processes are here."""
+    if is_set_up():
+        dist.barrier()
 
-    torch.distributed.nn has it too, but deprecated, in favour of private functions (torch 2.13). reduce_scatter would
-    move half of what all_reduce does; the latter is in every version of every backend.
+
+def mean(x: Tensor) -> Tensor:
+    """The mean of `x` over all processes, without gradient."""
+    if is_set_up():
+        x = x.clone()
+        dist.all_reduce(x)
+        x /= world_size()
+    return x
+
+
+class _AllGather(torch.autograd.Function):
+    """All processes' rows, in rank order. The gradient of a process's rows is summed over the losses of all processes.
+
+    torch.distributed.nn has such a function too, but deprecated, in favour of private ones (torch 2.13). reduce_scatter
+    would move half as much as all_reduce, which every version of every backend has.
     """
 
     @staticmethod
@@ -70,7 +101,7 @@ class _AllGather(torch.autograd.Function):
 def all_gather(x: Tensor) -> Tensor:
     """Concatenate every process's `x` [N, ...] into [world size * N, ...], in rank order, with gradient.
 
-    Raises ValueError, in all processes, where N is not the same in all.
+    Raises UsageError, in all processes, if N is not the same in all.
     """
     if world_size() == 1:
         return x
@@ -78,7 +109,7 @@ def all_gather(x: Tensor) -> Tensor:
     sizes[rank()] = len(x)
     dist.all_reduce(sizes)
     if len(sizes.unique()) > 1:
-        raise ValueError(
+        raise UsageError(
             f"the processes have batches of {sizes.tolist()} pairs; expected one size: leave out the last, incomplete "
             "batch, or fill it up"
         )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from dataclasses import fields
 
-from miniclip.errors import UsageError
 from miniclip.training.options import TrainOptions
 
 
@@ -36,8 +35,5 @@ def options_from(arguments: argparse.Namespace) -> TrainOptions:
 def run(options: argparse.Namespace) -> int:
     from miniclip.training.train import train
 
-    try:
-        train(options_from(options))
-    except (ValueError, ImportError) as error:
-        raise UsageError(str(error)) from error
+    train(options_from(options))
     return 0

@@ -1,7 +1,10 @@
-"""Batches of pictures with captions, in an order that (seed, epoch) decides, and their pixels."""
+"""Batches of pictures with captions, in an order that seed and epoch decide, and their pixels."""
 
 from __future__ import annotations
 
+import math
+import os
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -14,15 +17,17 @@ from torch.utils.data import DataLoader, Dataset
 
 from miniclip.data.lists import Example
 from miniclip.data.seeds import generator
+from miniclip.data.text import DataError
 from miniclip.preprocess import ImageError, center_crop, open_image, resize
 
-CACHE_BYTES = 2 * 2**30  # decoded pictures are kept in memory where all of them fit into this
+CACHE_BYTES = 2 * 2**30  # decoded pictures are kept in memory if all of them fit into this
+SHARED_MEMORY = "/dev/shm"  # where Linux keeps the memory that processes share; a container often has only 64 MB
 
 
 @dataclass(frozen=True)
 class Batch:
-    """pixels: uint8 [N, 4, S, S], RGB and opacity, not yet augmented; captions: those of each picture;
-    problems: a line for each picture that could not be read, and was replaced by the next one of the list."""
+    """pixels: uint8 [N, 4, S, S], RGB and opacity, not yet augmented; captions: those of each picture; problems: a line
+    for each picture or shard that could not be read. Another picture has taken its place."""
 
     pixels: Tensor
     captions: list[tuple[str, ...]]
@@ -30,11 +35,11 @@ class Batch:
 
 
 def batch_order(names: list[str], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
-    """Split a shuffle of range(len(names)) into full batches that hold each name once, as far as one pass manages.
+    """Split a random permutation of range(len(names)) into full batches that hold each name once, if one pass can.
 
-    Two pictures of one name in a batch would be called each other's negatives. Each picture, in shuffled order, goes
-    to the first batch with room that lacks its name. Pictures left over then fill what room there is, whatever their
-    names; the last, which fill no batch, sit this epoch out.
+    Two pictures of one name in a batch would be treated as negatives of each other. Each picture, in the order of the
+    permutation, goes to the first batch that has room and lacks its name. Pictures that are left then fill the room
+    that is left, whatever their names. The last ones, which do not fill a batch, are not used in this epoch.
     """
     shuffled = torch.randperm(len(names), generator=generator(seed, "order", epoch)).tolist()
     batches: list[list[int]] = [[] for _ in range(len(names) // batch_size)]
@@ -61,24 +66,28 @@ def batch_order(names: list[str], batch_size: int, seed: int, epoch: int) -> lis
 class Pictures(Dataset):
     """The pixels of examples as uint8 [4, S, S]: RGB and opacity, the shorter side scaled to S, the middle cut out.
 
-    Kept after decoding, if all of them fit into CACHE_BYTES; in shared memory, so that workers profit from each other.
-    pixels: uint8 [N, 4, S, S], where they are known from the beginning.
+    They are kept after decoding, if all of them fit into CACHE_BYTES; if other processes load them (workers > 0), in
+    memory that these share, if it has room. pixels: uint8 [N, 4, S, S], if they are known from the beginning.
     """
 
-    def __init__(self, examples: list[Example], size: int, pixels: Tensor | None = None):
+    def __init__(self, examples: list[Example], size: int, pixels: Tensor | None = None, workers: int = 0):
         self.examples = examples
         self.size = size
         self._pixels = pixels
         self._known = None if pixels is None else torch.ones(len(examples), dtype=torch.bool)
-        if pixels is None and len(examples) * 4 * size**2 <= CACHE_BYTES:
-            self._pixels = torch.empty(len(examples), 4, size, size, dtype=torch.uint8).share_memory_()
-            self._known = torch.zeros(len(examples), dtype=torch.bool).share_memory_()
+        needed = len(examples) * (4 * size**2 + 1)
+        if pixels is None and needed <= CACHE_BYTES and (not workers or needed < shared_memory() / 2):
+            self._pixels = torch.empty(len(examples), 4, size, size, dtype=torch.uint8)
+            self._known = torch.zeros(len(examples), dtype=torch.bool)
+            if workers:
+                self._pixels.share_memory_()
+                self._known.share_memory_()
 
     def __len__(self) -> int:
         return len(self.examples)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int, list[str]]:
-        """Returns (pixels, the index they are of, problems): the next readable picture, should this one be broken."""
+        """Returns (pixels, the index of their example, problems). For a broken picture it is the next readable one."""
         problems = []
         for tried in range(len(self)):
             actual = (index + tried) % len(self)
@@ -86,7 +95,7 @@ class Pictures(Dataset):
                 return self._load(actual), actual, problems
             except ImageError as error:
                 problems.append(str(error))
-        raise ImageError(f"none of the {len(self)} pictures can be read; the first: {problems[0]}")
+        raise DataError(f"none of the {len(self)} pictures can be read; the first: {problems[0]}")
 
     def _load(self, index: int) -> Tensor:
         if self._known is not None and self._known[index]:
@@ -108,13 +117,13 @@ class Pictures(Dataset):
 
 
 class Epochs:
-    """The training batches of `pictures`, epoch after epoch, each shuffled anew; of every batch this rank's part."""
+    """This rank's part of the training batches of `pictures`, epoch after epoch, each in another random order."""
 
     def __init__(
         self, pictures: Pictures, batch_size: int, seed: int, workers: int, rank: int = 0, world_size: int = 1
     ):
         if len(pictures) < batch_size:
-            raise ValueError(f"{len(pictures)} pictures do not fill a batch of {batch_size}; lower --batch-size")
+            raise DataError(f"{len(pictures)} pictures do not fill a batch of {batch_size}; lower --batch-size")
         self.pictures, self.batch_size, self.seed, self.workers = pictures, batch_size, seed, workers
         self.rank, self.world_size = rank, world_size
         self.steps_per_epoch = len(pictures) // batch_size
@@ -131,9 +140,25 @@ class Epochs:
             start += last - first
 
 
+def shared_memory() -> float:
+    """Free bytes of the memory that processes share; infinity where the system sets no limit of its own."""
+    return shutil.disk_usage(SHARED_MEMORY).free if os.path.isdir(SHARED_MEMORY) else math.inf
+
+
 def to_rgba(image: Image.Image, size: int) -> Tensor:
-    """A picture of any mode -> uint8 [4, size, size], RGB and opacity. Raises ImageError if it can't be resized."""
-    image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    """A picture of any mode -> uint8 [4, size, size], RGB and opacity. ImageError if it can't be converted or resized.
+
+    Transparency that makes no sense, such as an index beyond the palette, is ignored.
+    """
+    try:
+        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    except (ValueError, TypeError):
+        image = image.copy()
+        image.info.pop("transparency", None)
+        try:
+            image = image.convert("RGB")
+        except ValueError as error:
+            raise ImageError(f"a picture of mode {image.mode} can't become RGB: {error}") from error
     image = center_crop(resize(image, size, "bicubic", "shortest"), size)
     return torch.from_numpy(np.array(image.convert("RGBA"))).permute(2, 0, 1).contiguous()
 
@@ -141,10 +166,10 @@ def to_rgba(image: Image.Image, size: int) -> Tensor:
 def choose_captions(
     captions: list[tuple[str, ...]], templates: Sequence[str], first_share: float, rng: torch.Generator
 ) -> list[str]:
-    """One text for each picture: a caption, drawn at random, in a template, drawn at random.
+    """One text for each picture: one of its captions, drawn at random, in a template, drawn at random.
 
-    first_share: how often the first caption is taken without drawing. A caption that the batch has already gives way
-    to the picture's first, which is most often its name: keywords ("fruit") are shared by many pictures.
+    first_share: how often the first caption is taken without drawing. If the batch has a caption already, the picture's
+    first is taken, which is most often its name: keywords ("fruit") are shared by many pictures.
     """
     draws = torch.rand(len(captions), 3, generator=rng).tolist()
     chosen: list[str] = []

@@ -47,12 +47,14 @@ class Example:
         return self.source or str(self.image)
 
 
-def read_examples(path: str | Path) -> list[Example]:
+def read_examples(path: str | Path, root: Path | None = None) -> list[Example]:
     """Read a .json, .jsonl or .csv list. An image that is listed several times has all those captions.
 
-    DataError for a file that is not such a list, with the line or row that is wrong.
+    root: the folder that the images' paths start from, by default that of the list. DataError for a file that is not
+    such a list, with the line or row that is wrong.
     """
     path = Path(path).expanduser()
+    root = root or path.parent
     captions: dict[Path, list[str]] = {}
     categories: dict[Path, str | None] = {}
     columns: dict[Path, dict[str, str]] = {}
@@ -62,10 +64,10 @@ def read_examples(path: str | Path) -> list[Example]:
             raise DataError(
                 f'{path}, {place}: got {row!s:.200}; expected "image", a path, and "caption" or "captions", none empty'
             )
-        captions.setdefault(path.parent / image, []).extend(texts)
-        categories.setdefault(path.parent / image, category)
+        captions.setdefault(root / image, []).extend(texts)
+        categories.setdefault(root / image, category)
         further = {key: str(value) for key, value in row.items() if key not in OWN and value not in (None, "")}
-        columns.setdefault(path.parent / image, {}).update(further)
+        columns.setdefault(root / image, {}).update(further)
     if not captions:
         raise DataError(f"{path} lists no pictures")
     return [

@@ -46,7 +46,7 @@ class Shards(IterableDataset):
         self, urls: str, size: int, batch_size: int, seed: int, workers: int, rank: int = 0, world_size: int = 1
     ):
         self._library = require("webdataset", "webdataset", "reading tar shards")
-        every = [_checked(url) for url in self._library.shardlists.expand_urls(urls)]
+        self.every = every = [_checked(url) for url in self._library.shardlists.expand_urls(urls)]
         if not any(_is_remote(url) or os.path.exists(url) for url in every):
             raise DataError(f"none of the {len(every)} shards in {urls} is there; the first: {every[0]}")
         readers = world_size * max(1, workers)

@@ -1,4 +1,4 @@
-"""The training loop. One optimizer step is `Trainer.step`; `Trainer.run` does all of them, and what comes between."""
+"""The training loop: `Trainer.step` is one optimizer step; `Trainer.run` does all, logs, validates and saves."""
 
 from __future__ import annotations
 
@@ -10,42 +10,43 @@ from functools import partial
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from miniclip.data.batches import Batch, Epochs, Pictures, choose_captions
+from miniclip.data.batches import Batch, choose_captions
 from miniclip.data.seeds import generator
-from miniclip.data.shards import Shards
+from miniclip.errors import UsageError
 from miniclip.models import CLIP
-from miniclip.parallel import is_main, is_set_up, rank, world_size
+from miniclip.parallel import is_main, is_set_up, mean, rank
 from miniclip.training import augment
-from miniclip.training.checkpoint import export_weights, load_checkpoint, save_checkpoint
+from miniclip.training.checkpoint import export_weights, load_state, save_state
 from miniclip.training.diverged import TrainingDivergedError, explain
 from miniclip.training.gradient_cache import Embedder, cached_backward
 from miniclip.training.loss import LOSSES, clamp_logit_scale, sharded_loss, whole_loss, without_autocast
 from miniclip.training.optim import build_optimizer, freeze, learning_rate, training_mode
 from miniclip.training.options import TrainOptions
 from miniclip.training.report import Reporter
+from miniclip.training.sources import Data
 from miniclip.training.validate import tokenize_short, validate
 from miniclip.training.whiten import whiten_patches
 
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-MAY_CHANGE = {"steps", "epochs", "workers", "threads", "log_every", "val_every", "save_every", "output", "download"}
+# Options that a run may change when it continues, without a word about it.
+MAY_CHANGE = {"steps", "epochs", "workers", "threads", "device", "strict", "restart", "output", "download", "data"}
+MAY_CHANGE |= {"log_every", "val_every", "save_every", "image_root"}
 
 
 class Trainer:
     """A run: model, optimizer, data, and the number of steps done. All randomness comes from (seed, step, rank), so
-    that a run that goes on from a checkpoint does bit for bit what it would have done uninterrupted."""
+    that a run that continues from a checkpoint ends with the same bits as one that was not interrupted."""
 
-    def __init__(self, model: CLIP, source: Epochs | Shards, val: Pictures | None, total: int, options: TrainOptions):
-        self.model, self.source, self.val, self.total, self.options = model, source, val, total, options
+    def __init__(self, model: CLIP, data: Data, total: int, options: TrainOptions, report: Reporter):
+        self.model, self.data, self.total, self.options, self.report = model, data, total, options, report
         self.device = model.logit_scale.device
         self.output = Path(options.output)
         self.loss = LOSSES[options.loss]
-        self.report = Reporter(self.output, is_main(), self.loss.chance(options.batch_size))
         freeze(model, options)
         training_mode(model, options)
         self.embedder = Embedder(model, self.loss.bias)
@@ -61,7 +62,7 @@ class Trainer:
         options, pairs = self.options, self.options.batch_size
         bar = tqdm(total=self.total * pairs, initial=self.done * pairs, unit=" pairs", disable=not is_main())
         logged, since = self.done, time.perf_counter()
-        for batch in self.source.batches(self.done, self.total):
+        for batch in self.data.train.batches(self.done, self.total):
             line = self.step(batch)
             self.done += 1
             bar.update(pairs)
@@ -72,7 +73,7 @@ class Trainer:
                 self.report.log(line)
                 bar.set_postfix_str(f"loss {line['loss']:.3f}")
                 logged, since = self.done, time.perf_counter()
-            if self.val is not None and (self.done % options.val_every == 0 or last):
+            if self.data.val is not None and (self.done % options.val_every == 0 or last):
                 self.validate()
             if self.done % options.save_every == 0 or last:
                 self.save()
@@ -81,7 +82,7 @@ class Trainer:
 
     def whiten_patches(self) -> None:
         """Start the ViT's patch embedding from what the first few batches look like."""
-        batches = enumerate(self.source.batches(0, min(8, self.total)))
+        batches = enumerate(self.data.train.batches(0, min(8, self.total)))
         pixels = [self.prepare(batch, generator(self.options.seed, "start", step))[0] for step, batch in batches]
         whiten_patches(self.model.visual, torch.cat(pixels))
 
@@ -132,10 +133,7 @@ class Trainer:
                 with without_autocast(images):
                     scaled.backward()
         self.patch_dropout.rng = None
-        loss = scaled.detach() / self.scaler.get_scale()
-        if is_set_up():
-            dist.all_reduce(loss)
-            loss /= world_size()
+        loss = mean(scaled.detach() / self.scaler.get_scale())
         self.scaler.unscale_(self.optimizer)
         return loss, torch.nn.utils.clip_grad_norm_(self.embedder.parameters(), self.options.clip).detach()
 
@@ -167,8 +165,9 @@ class Trainer:
     def validate(self) -> None:
         """Log how good the model is on the validation pictures, and keep its weights if it was never better."""
         if is_main():
+            options = self.options
             with self.arithmetic():
-                result = validate(self.model, self.val, self.options.template, self.options.batch_size, self.own_loss)
+                result = validate(self.model, self.data.val, options.template, options.batch_size, self.own_loss)
             training_mode(self.model, self.options)
             self.report.log({"step": self.done, **{f"val_{name}": value for name, value in asdict(result).items()}})
             if result.image_top1 > self.best:
@@ -176,32 +175,58 @@ class Trainer:
                 export_weights(self.model, self.output / "best.safetensors")
 
     def save(self) -> None:
+        """Write the weights, then the checkpoint: a run never continues from steps whose weights are not written."""
         if is_main():
             parts = {"model": self.model, "optimizer": self.optimizer, "scaler": self.scaler}
             state = {name: part.state_dict() for name, part in parts.items()}
             state |= {"logit_bias": self.embedder.logit_bias, "done": self.done, "best": self.best}
-            state |= {"options": asdict(self.options)}
+            state |= {"data": self.data.digest, "options": asdict(self.options)}
             export_weights(self.model, self.output / "last.safetensors")
-            save_checkpoint(state, self.output / "checkpoint.pt")  # last: what it has done is not done again
+            save_state(state, self.output)
 
     def resume(self) -> None:
-        """Go on from the output folder's checkpoint, if there is one, else make what is left to make of the start."""
-        path = self.output / "checkpoint.pt"
-        if path.exists():
-            state = load_checkpoint(path)
-            before, now = asdict(TrainOptions()) | state["options"], asdict(self.options)
-            for name in sorted(now.keys() - MAY_CHANGE):
-                if before[name] != now[name]:
-                    self.report.say(f"{path} was made with {name} = {before[name]!r}; going on with {now[name]!r}")
-            self.model.load_state_dict(state["model"])
-            settings = [(group["lr_scale"], group["weight_decay"]) for group in self.optimizer.param_groups]
-            self.optimizer.load_state_dict(state["optimizer"])  # also brings the old settings back
-            for group, values in zip(self.optimizer.param_groups, settings, strict=True):
-                group["lr_scale"], group["weight_decay"] = values
-            self.scaler.load_state_dict(state["scaler"])
-            if self.embedder.logit_bias is not None and state.get("logit_bias") is not None:
-                self.embedder.logit_bias.data.copy_(state["logit_bias"])
-            self.done, self.best = state["done"], state["best"]
-            self.report.say(f"going on from {path}, after step {self.done} of {self.total}")
-        elif self.options.whiten_patches:
-            self.whiten_patches()
+        """Continue from the output folder's checkpoint, if there is one; otherwise prepare the start."""
+        state = load_state(self.output, self.report.say)
+        if state is None:
+            if self.options.whiten_patches:
+                self.whiten_patches()
+            return
+        self._check_same_run(state)
+        self.model.load_state_dict(state["model"])
+        settings = [(group["lr_scale"], group["weight_decay"]) for group in self.optimizer.param_groups]
+        self.optimizer.load_state_dict(state["optimizer"])  # also brings the old settings back
+        for group, values in zip(self.optimizer.param_groups, settings, strict=True):
+            group["lr_scale"], group["weight_decay"] = values
+        for parameter, moments in self.optimizer.state.items():
+            for name, value in moments.items():
+                if value.shape == parameter.shape:  # in the parameter's memory format, as the fused step needs it
+                    moments[name] = torch.empty_like(parameter).copy_(value)
+        self.scaler.load_state_dict(state["scaler"])
+        if self.embedder.logit_bias is not None and state.get("logit_bias") is not None:
+            self.embedder.logit_bias.data.copy_(state["logit_bias"])
+        self.done, self.best = state["done"], state["best"]
+        self.report.say(f"continuing in {self.output}, after step {self.done} of {self.total}")
+
+    def _check_same_run(self, state: dict) -> None:
+        """UsageError if the state is of another model or other data; what else has changed is reported."""
+        before, now = asdict(TrainOptions()) | state["options"], asdict(self.options)
+        changed = [name for name in sorted(now.keys() - MAY_CHANGE) if before[name] != now[name]]
+        advice = "choose another --output, or train from the beginning with --restart"
+        own = _outline(self.model.state_dict(), self.optimizer.state_dict())
+        if _outline(state["model"], state["optimizer"]) != own:
+            differing = ", ".join(f"{name} was {before[name]!r} and is {now[name]!r}" for name in changed)
+            fault = f"the run in {self.output} trains another model, or other parts of it"
+            raise UsageError(f"{fault} ({differing or 'the config differs'}): {advice}")
+        digest = state.get("data", self.data.digest)
+        if digest != self.data.digest:
+            fault = f"the run in {self.output} trains on {digest} in {before['data']}"
+            got = f"now the data are {self.data.digest} in {now['data']}"
+            raise UsageError(f"{fault}; {got}: {advice}; to fine-tune its model, --from {self.output}")
+        for name in changed:
+            self.report.say(f"the run began with {name} = {before[name]!r}; it continues with {now[name]!r}")
+
+
+def _outline(model: dict, optimizer: dict) -> tuple:
+    """The shapes of a model's tensors, and how many parameters the groups of an optimizer have."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.items()}
+    return shapes, [len(group["params"]) for group in optimizer["param_groups"]]

@@ -16,11 +16,21 @@ def _option(default: object, text: str, **argument: object) -> object:
 class TrainOptions:
     """The arguments of `miniclip train`; each field is explained by its help. 0, "" and () stand for "not given"."""
 
-    data: str = _option("", "a .json, .jsonl or .csv list, cifar-10-batches-py, or shards-{000..123}.tar", nargs="?")
-    val: str = _option("", "a list to validate on (CIFAR-10 has its own)")
+    data: str = _option(
+        "",
+        "a .json, .jsonl or .csv list, a folder with one folder for each class, cifar-10-batches-py, or "
+        "shards-{000..123}.tar",
+        nargs="?",
+    )
+    image_root: str = _option("", "the folder that a list's paths start from (default: the list's, or images/ in it)")
+    val: str = _option("", "a list or folder to validate on (CIFAR-10 has its own)")
+    val_split: float = _option(0.0, "validate on this fraction of the pictures, and do not train on them")
+    strict: bool = _option(False, "stop at the first picture or shard that can't be read")
     create_synthetic: bool = _option(False, "first draw coloured shapes in the folder DATA (default: shapes)")
+    synthetic_pictures: int = _option(250, "how many of each of the 18 kinds of shapes to draw for training")
     download: bool = _option(False, "get CIFAR-10 first, if it is not there")
-    output: str = _option("runs/clip", "the folder of the run: started again with it, a run goes on where it stopped")
+    output: str = _option("runs/clip", "the folder of the run; a run that is started again with it continues")
+    restart: bool = _option(False, "train from the beginning, and delete what an earlier run left in the folder")
 
     model_size: str = _option("", "a size (default: tiny), an OpenAI model's name, or a config's .json file")
     start_from: str = _option("", "fine-tune this model: a name or a path as load() takes it", flag="--from")

@@ -5,31 +5,29 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from miniclip.errors import require
 from miniclip.io import write_atomically
 
 
 def read_log(path: Path) -> list[dict]:
-    """The lines of a log.jsonl. Of a step logged twice, as after a crash, the later one counts; a line that a crash cut
-    short is left out."""
+    """The lines of a log.jsonl. If a step was logged twice, as after a crash, the later line counts; what is not a line
+    of a log, such as one that a crash cut off, is left out."""
     lines: dict[tuple, dict] = {}
-    for text in path.read_text(encoding="utf-8").splitlines():
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             line = json.loads(text)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             continue
-        lines[(line["step"], "val_loss" in line)] = line
+        if isinstance(line, dict) and isinstance(line.get("step"), int):
+            lines[(line["step"], "val_loss" in line)] = line
     return sorted(lines.values(), key=lambda line: line["step"])
 
 
 def plot(log: Path, image: Path) -> None:
-    """Draw loss, top-1 accuracies, learning rate and temperature over the steps. Raises ImportError that names the
-    extra to install where matplotlib is missing."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError('drawing needs matplotlib: pip install "miniclip[plot]"') from error
+    """Draw loss, accuracies, learning rate and temperature over the steps. MissingExtraError without matplotlib."""
+    figure_module = require("matplotlib.figure", "plot", "drawing")
     lines = read_log(log)
-    figure = Figure(figsize=(11, 7.5), layout="constrained")
+    figure = figure_module.Figure(figsize=(11, 7.5), layout="constrained")
     loss, accuracy, rate, scale = figure.subplots(2, 2, sharex=True).flat
     _curve(loss, lines, "loss", "training", "C0", smooth=True)
     _curve(loss, lines, "val_loss", "validation", "C1", marker="o")
@@ -51,9 +49,9 @@ def plot(log: Path, image: Path) -> None:
 
 
 def _curve(axes, lines: list[dict], key: str, label: str, colour: str, smooth=False, marker=None, factor=1) -> None:
-    """Plot what `lines` hold under `key`; if smooth, faintly, with a running mean over a twentieth of it in front."""
-    steps = [line["step"] for line in lines if key in line]
-    values = [line[key] * factor for line in lines if key in line]
+    """Plot the values of `key` over the steps; if smooth, faintly, and on top the running mean over a twentieth."""
+    points = [(line["step"], line[key] * factor) for line in lines if isinstance(line.get(key), (int, float))]
+    steps, values = [step for step, _ in points], [value for _, value in points]
     if not steps:
         return
     window = max(1, len(values) // 20)

@@ -14,9 +14,8 @@ from PIL import Image
 
 from miniclip.data import batches as data
 from miniclip.data.batches import Epochs, Pictures, batch_order, choose_captions
-from miniclip.data.lists import Example, existing, read_examples
+from miniclip.data.lists import DataError, Example, existing, read_examples
 from miniclip.data.seeds import generator
-from miniclip.preprocess import ImageError
 
 
 def write_pictures(folder, count):
@@ -138,7 +137,7 @@ def test_a_broken_picture_is_replaced_and_told(tmp_path, monkeypatch, cache_byte
 
 def test_nothing_but_broken_pictures_is_an_error(tmp_path):
     (tmp_path / "a.png").write_bytes(b"")
-    with pytest.raises(ImageError, match=r"none of the 1 pictures can be read; the first: .*a\.png"):
+    with pytest.raises(DataError, match=r"none of the 1 pictures can be read; the first: .*a\.png"):
         Pictures([Example(tmp_path / "a.png", ("a",))], 8)[0]
 
 

@@ -57,8 +57,8 @@ def test_other_encodings_are_refused_with_the_line(tmp_path, name, encoding):
         ('image,caption\na.png,"a" dog\n', "the row that begins at line 2: .* expected after"),
         ("image,caption\nb.png,b\na.png,a dog, in the snow\n", "line 3: got 3 values; expected 2"),
         ("image,caption\na.png," + "x" * 200_000 + "\n", "line 2: field larger than field limit"),
-        ("image,caption\na.png,\n", 'line 2: got .* none empty'),
-        ("image,caption\na.png\n", 'line 2: got .* none empty'),
+        ("image,caption\na.png,\n", "line 2: got .* none empty"),
+        ("image,caption\na.png\n", "line 2: got .* none empty"),
         ("", "lists no pictures"),
     ],
 )

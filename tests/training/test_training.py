@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import pickle
 import random
 from dataclasses import asdict, replace
 
@@ -28,7 +27,16 @@ from miniclip.data.synthetic import COLORS, CORNERS, create_synthetic, draw_shap
 from miniclip.io import write_atomically, write_json
 from miniclip.models import CLIP
 from miniclip.training import fast
-from miniclip.training.checkpoint import export_weights, load_checkpoint, save_checkpoint
+from miniclip.training.checkpoint import (
+    LAST,
+    LEGACY,
+    NEW,
+    PREVIOUS,
+    CheckpointDamagedError,
+    export_weights,
+    load_state,
+    save_state,
+)
 from miniclip.training.diverged import explain
 from miniclip.training.gradient_cache import Embedder
 from miniclip.training.optim import build_optimizer, freeze, learning_rate, training_mode
@@ -192,9 +200,7 @@ def outputs_and_gradients(model, images, text):
     return results + [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
 
 
-@pytest.mark.parametrize(
-    "change", [fast.fuse_quick_gelu, fast.convolve_channels_last, fast.checkpoint_activations]
-)
+@pytest.mark.parametrize("change", [fast.fuse_quick_gelu, fast.convolve_channels_last, fast.checkpoint_activations])
 @pytest.mark.parametrize("config", [VIT, RESNET])
 def test_changed_modules_compute_the_same(change, config):
     model, images, text = model_and_inputs(config)
@@ -305,7 +311,7 @@ def test_problems_are_listed(tmp_path, capsys):
     assert listed == ["a.png: no such file", "b.png: broken", "c.png: broken", "d.png: broken"]
     said = capsys.readouterr().err
     assert "a.png: no such file; 2 such now, left out" in said
-    assert "4 pictures could not be used" in said
+    assert "4 pictures or shards could not be used" in said
     assert "c.png" not in said
 
 
@@ -326,13 +332,106 @@ def test_a_file_is_whole_or_as_before(tmp_path):
     assert path.read_text() == "old"
 
 
-def test_checkpoints_hold_tensors_and_nothing_that_runs(tmp_path):
-    state = {"model": {"a": torch.randn(3)}, "done": 3, "options": asdict(TrainOptions(template=("{}",)))}
-    save_checkpoint(state, tmp_path / "c.pt")
-    assert load_checkpoint(tmp_path / "c.pt")["options"] == state["options"]
-    torch.save({"model": random.Random(0)}, tmp_path / "evil.pt")
-    with pytest.raises(pickle.UnpicklingError):
-        load_checkpoint(tmp_path / "evil.pt")
+def a_state(done=3):
+    """One as a run has it."""
+    torch.manual_seed(done)
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW([{"params": [model.weight], "lr_scale": 0.5}, {"params": [model.bias]}], lr=1e-3 / 3)
+    model(torch.randn(4, 3)).sum().backward()
+    optimizer.step()
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "scaler": {}, "logit_bias": None}
+    return state | {"done": done, "best": -1.0, "options": asdict(TrainOptions(template=("{}", "a {}"), lr=0.1))}
+
+
+def same(a, b):
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return type(a) is type(b) and len(a) == len(b) and all(map(same, a, b))
+    return type(a) is type(b) and a == b
+
+
+def test_a_state_comes_back_as_it_was(tmp_path):
+    assert load_state(tmp_path) is None
+    save_state(a_state(), tmp_path)
+    assert same(load_state(tmp_path), a_state())
+    assert not same(load_state(tmp_path), a_state(done=4))
+    assert sorted(file.name for file in tmp_path.iterdir()) == [LAST]
+    save_state(a_state(done=4), tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == [PREVIOUS, LAST]
+
+
+def test_the_checkpoint_of_an_earlier_version_is_read_without_running_it(tmp_path, capsys):
+    torch.save(a_state(), tmp_path / LEGACY)
+    assert same(load_state(tmp_path), a_state())
+    torch.save({**a_state(), "options": Printing()}, tmp_path / LEGACY)
+    with pytest.raises(CheckpointDamagedError, match=r"checkpoint\.pt is damaged.*refused __builtin__\.print"):
+        load_state(tmp_path)
+    assert capsys.readouterr().out == ""
+
+
+class Printing:
+    def __reduce__(self):
+        return print, ("run!",)
+
+
+DAMAGE = {
+    "empty": lambda data: b"",
+    "cut": lambda data: data[:-5],
+    "cut in the header": lambda data: data[:100],
+    "foreign": lambda data: b"PK\3\4" + data,
+    "text": lambda data: b"<html>404</html>",
+    "not a state": lambda data: save_file_bytes({"a": torch.zeros(1)}),
+}
+
+
+def save_file_bytes(tensors):
+    from safetensors.torch import save
+
+    return save(tensors)
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("name", [LAST, LEGACY])
+def test_a_damaged_checkpoint_is_said_and_the_one_before_taken(tmp_path, damage, name):
+    save_state(a_state(done=3), tmp_path)
+    save_state(a_state(done=4), tmp_path)
+    if name == LEGACY:
+        torch.save(a_state(done=2), tmp_path / LEGACY)
+    (tmp_path / name).write_bytes(DAMAGE[damage]((tmp_path / name).read_bytes()))
+    said = []
+    assert load_state(tmp_path, said.append)["done"] == (3 if name == LAST else 4)
+    assert len(said) == (name == LAST) and all(name in line and "looking for an earlier one" in line for line in said)
+    (tmp_path / PREVIOUS).unlink()
+    (tmp_path / LAST).unlink()
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(CheckpointDamagedError, match=r"is damaged.*--restart trains from the beginning"):
+        load_state(tmp_path)
+
+
+def test_whatever_fails_there_is_a_checkpoint(tmp_path, monkeypatch):
+    """Wherever writing one stops, the one before it or the new one can be read."""
+    save_state(a_state(done=1), tmp_path)
+    save_state(a_state(done=2), tmp_path)
+    replace_file = type(tmp_path).replace
+    for stop in range(3):
+        left = [stop]
+
+        def stopping(path, target, left=left):
+            if left[0] == 0:
+                raise KeyboardInterrupt
+            left[0] -= 1
+            return replace_file(path, target)
+
+        monkeypatch.setattr(type(tmp_path), "replace", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            save_state(a_state(done=3 + stop), tmp_path)
+        monkeypatch.undo()
+        assert load_state(tmp_path)["done"] in (2, 2 + stop, 3 + stop)
+        assert stop < 2 or (not (tmp_path / LAST).exists() and (tmp_path / NEW).exists())
+        save_state(a_state(done=2), tmp_path)
 
 
 @pytest.mark.parametrize("config", [VIT, RESNET])

@@ -13,85 +13,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from runs import COMMAND, VIT, arguments, assert_same_weights, log, weights
 from test_training_cifar import write_cifar
 
-from miniclip.config import (
-    CLIPConfig,
-    PreprocessConfig,
-    ResNetConfig,
-    TextConfig,
-    ViTConfig,
-    openai_transformer,
-    to_json,
-)
 from miniclip.data import cifar
-from miniclip.data.synthetic import create_synthetic
-from miniclip.io import write_json
-from miniclip.training.checkpoint import load_checkpoint
+from miniclip.training.checkpoint import LAST, PREVIOUS, load_state
 from miniclip.training.diverged import TrainingDivergedError
 from miniclip.training.options import TrainOptions
 from miniclip.training.train import train
-
-TEXT = TextConfig(77, 49408, openai_transformer(64, 1))
-VIT = CLIPConfig(32, ViTConfig(32, 16, openai_transformer(64, 1)), TEXT, PreprocessConfig(32))
-RESNET = CLIPConfig(32, ResNetConfig(32, 8, (1, 1, 1, 1), 4), TEXT, PreprocessConfig(32))
-
-COMMAND = """
-import argparse, torch
-from miniclip.commands.train import add_arguments, options_from
-from miniclip.training.train import train
-torch.set_num_threads(1)
-parser = argparse.ArgumentParser()
-add_arguments(parser)
-train(options_from(parser.parse_args()))
-"""
-
-
-@pytest.fixture(scope="module")
-def shapes(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("shapes")
-    create_synthetic(folder, train=4, val=2)
-    write_json(folder / "vit.json", to_json(VIT))
-    write_json(folder / "resnet.json", to_json(RESNET))
-    return folder
-
-
-@pytest.fixture
-def options(shapes, tmp_path):
-    return TrainOptions(
-        data=str(shapes / "train.json"),
-        val=str(shapes / "val.json"),
-        model_size=str(shapes / "vit.json"),
-        output=str(tmp_path / "run"),
-        steps=6,
-        batch_size=12,
-        log_every=1,
-        val_every=3,
-        save_every=2,
-        device="cpu",
-    )
-
-
-def arguments(options):
-    """The command line that says what `options` says."""
-    names = ("val", "model_size", "output", "steps", "batch_size", "log_every", "val_every", "save_every", "device")
-    values = ((f"--{name.replace('_', '-')}", str(getattr(options, name))) for name in names)
-    return [options.data, *(word for pair in values for word in pair)]
-
-
-def weights(options, name="last"):
-    return load_file(f"{options.output}/{name}.safetensors")
-
-
-def log(options):
-    with open(f"{options.output}/log.jsonl") as file:
-        return [json.loads(line) for line in file]
-
-
-def assert_same_weights(a, b):
-    assert a.keys() == b.keys()
-    assert all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_a_run_writes_what_it_promises(options, tmp_path, capsys):
@@ -99,7 +28,7 @@ def test_a_run_writes_what_it_promises(options, tmp_path, capsys):
 
     model = train(options)
     written = {path.name for path in (tmp_path / "run").iterdir()}
-    expected = {"best.safetensors", "last.safetensors", "checkpoint.pt", "miniclip.json", "log.jsonl"}
+    expected = {"best.safetensors", "last.safetensors", LAST, PREVIOUS, ".lock", "miniclip.json", "log.jsonl"}
     assert written - {"training_results.png"} == expected
     lines = log(options)
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4, 5, 6]
@@ -157,7 +86,7 @@ def test_a_run_killed_at_any_moment_goes_on_to_the_same_weights(options, tmp_pat
     killed = replace(options, output=str(tmp_path / "killed"))
     process = subprocess.Popen([sys.executable, "-c", COMMAND, *arguments(killed)], stderr=subprocess.PIPE)
     deadline = time.monotonic() + 120
-    while not (tmp_path / "killed/checkpoint.pt").exists():
+    while not (tmp_path / "killed" / LAST).exists():
         assert process.poll() is None, process.stderr.read().decode()
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -175,7 +104,7 @@ def test_changed_options_are_told(options, capsys):
     train(options)
     train(replace(options, steps=2, lr=0.1))
     said = capsys.readouterr().err
-    assert "checkpoint.pt was made with lr = 0.0005; going on with 0.1" in said
+    assert "the run began with lr = 0.0005; it continues with 0.1" in said
     assert "after step 1 of 2" in said
     assert "with steps" not in said
 
@@ -288,7 +217,7 @@ def test_cifar10_is_trained_on_as_it_is(options, shapes, tmp_path):
     folder = write_cifar(tmp_path / cifar.FOLDER)
     resnet = str(shapes / "resnet.json")
     train(replace(options, data=str(folder), val="", model_size=resnet, steps=2, batch_size=4, val_every=2))
-    checkpoint = load_checkpoint(tmp_path / "run/checkpoint.pt")
+    checkpoint = load_state(tmp_path / "run")
     assert checkpoint["options"]["template"] == cifar.TEMPLATES
     assert checkpoint["options"]["augment"] == "cifar"
     assert log(options)[-1]["step"] == 2
