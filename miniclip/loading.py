@@ -129,12 +129,13 @@ def build_model(
     model = matching_model(config, dtype, state_dict)
     targets = model.state_dict()
     copies = {}
-    for name, target in targets.items():
-        if name in state_dict:
-            copies[name] = torch.empty(target.shape, dtype=target.dtype, device=device).copy_(state_dict[name])
-        else:  # only counters of batches may be missing
-            copies[name] = torch.zeros(target.shape, dtype=target.dtype, device=device)
-    model.load_state_dict(copies, assign=True)
+    with torch.inference_mode(False):  # tensors made in that mode could never be trained
+        for name, target in targets.items():
+            if name in state_dict:
+                copies[name] = torch.empty(target.shape, dtype=target.dtype, device=device).copy_(state_dict[name])
+            else:  # only counters of batches may be missing
+                copies[name] = torch.zeros(target.shape, dtype=target.dtype, device=device)
+        model.load_state_dict(copies, assign=True)
     return model.eval()
 
 
@@ -155,7 +156,7 @@ def matching_model(config: CLIPConfig, dtype: torch.dtype, tensors: Mapping[str,
 def blank_model(config: CLIPConfig, dtype: torch.dtype, fast: bool = False) -> CLIP:
     """A model on PyTorch's meta device: shapes and dtypes, without memory or values."""
     family = family_of(config)
-    with torch.device("meta"), _Uninitialized():
+    with torch.inference_mode(False), torch.device("meta"), _Uninitialized():
         return convert_weights(((fast and family.fast) or family.model)(config), dtype)
 
 

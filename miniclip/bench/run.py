@@ -13,7 +13,7 @@ from miniclip.bench import report, tasks
 from miniclip.bench.peers import chosen, encoders
 from miniclip.errors import UsageError
 from miniclip.fast.half import EMULATED
-from miniclip.fast.rates import HALF, WORTH, matrix_rate, name
+from miniclip.fast.rates import HALF, MIN_SPEEDUP, matrix_rate, name
 from miniclip.loading import build_model, load, named_models, new_model
 from miniclip.models import CLIP
 
@@ -127,7 +127,7 @@ def random_model(source: str) -> CLIP:
 
 def _dtypes(given: tuple[str, ...] | None, rates: dict[str, float]) -> list[torch.dtype]:
     if given is None:
-        fast = [dtype for dtype in HALF if rates[name(dtype)] > WORTH * rates["float32"]]
+        fast = [dtype for dtype in HALF if rates[name(dtype)] > MIN_SPEEDUP * rates["float32"]]
         return [torch.float32, *(fast[:1] if EMULATED else fast)]  # both are then computed in the same way
     known = {name(dtype): dtype for dtype in (torch.float32, *HALF, torch.int8)}
     if unknown := set(given) - set(known):

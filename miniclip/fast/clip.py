@@ -3,40 +3,80 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar
+from functools import partial
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
-from miniclip.fast import gpu, resnet, vit
+from miniclip.fast import gpu, half, int8, resnet, vit
 from miniclip.fast import text as text_tower
-from miniclip.fast.untouched import applies
+from miniclip.fast.blocks import Arithmetic
+from miniclip.fast.prepared import Prepared
+from miniclip.fast.untouched import applies, tensors_of
 from miniclip.models.clip import CLIP
 from miniclip.models.resnet import ModifiedResNet
 from miniclip.models.vit import VisionTransformer
 
 
+class Form(NamedTuple):
+    """The fast form of a tower on a CPU."""
+
+    prepare: Callable[..., Any]  # the module, derive, arithmetic -> what `run` needs of it
+    run: Callable[[Any, Tensor], Tensor]  # that, a batch -> embeddings
+
+
 class FastCLIP(CLIP):
     """A CLIP whose towers run in their fast forms where these apply; with `model.fast = False` in their plain forms.
 
-    A family with other towers is a subclass that adds their fast forms to `image_forms`. A tower without one runs in
-    its plain form.
+    On a CPU, what the fast forms derive from weights is kept between calls, see prepared.py; it takes about as much
+    memory as the weights. Training mode, moving or casting the model, and `forget` drop it. A family with other towers
+    is a subclass that adds their forms to `image_forms` and `text_forms`; a tower without one runs in its plain form.
     """
 
     fast = True
-    image_forms: ClassVar[dict[tuple[str, type[nn.Module]], Callable[[nn.Module, Tensor], Tensor]]] = {
-        ("cpu", VisionTransformer): vit.image_embedding,
-        ("cpu", ModifiedResNet): resnet.image_embedding,
-        ("cuda", VisionTransformer): gpu.image_embedding,
+    int8 = False  # see `miniclip.fast.int8.quantize`
+    image_forms: ClassVar[dict[type[nn.Module], Form]] = {
+        VisionTransformer: Form(vit.prepare, vit.image_embedding),
+        ModifiedResNet: Form(resnet.prepare, resnet.image_embedding),
     }
+    text_forms: ClassVar[dict[bool, Form]] = {True: Form(text_tower.prepare, text_tower.text_embedding)}  # by causality
 
     def image_embedding(self, image: Tensor) -> Tensor:
-        form = self.image_forms.get((image.device.type, type(self.visual)))
-        if self.fast and form and applies(image, self.visual):
-            return form(self.visual, image)
-        return super().image_embedding(image)
+        form, tower = self.image_forms.get(type(self.visual)), self.visual
+        tensors = tensors_of(tower) if self.fast and form and applies(image) else None
+        if tensors is None or (image.is_cuda and not isinstance(tower, VisionTransformer)):
+            return super().image_embedding(image)
+        if image.is_cuda:
+            return gpu.image_embedding(tower, image)
+        return form.run(self._prepared("image", tower, form, tensors), image)
 
     def text_embedding(self, text: Tensor) -> Tensor:
-        parts = (self.token_embedding, self.transformer, self.ln_final)
-        if self.fast and self.transformer.causal and applies(text, *parts):
-            return (gpu if text.is_cuda else text_tower).text_embedding(self, text)
-        return super().text_embedding(text)
+        parts = self.token_embedding, self.positional_embedding, self.transformer, self.ln_final, self.text_projection
+        form = self.text_forms.get(self.transformer.causal)
+        tensors = tensors_of(*parts) if self.fast and form and applies(text) else None
+        if tensors is None or (text.is_cuda and not self.transformer.causal):
+            return super().text_embedding(text)
+        if text.is_cuda:
+            return gpu.text_embedding(self, text)
+        return form.run(self._prepared("text", self, form, tensors), text)
+
+    def _prepared(self, name: str, tower: nn.Module, form: Form, tensors: list[Tensor]) -> Any:
+        kept = self.__dict__.setdefault("_kept", {}).setdefault(name, Prepared())
+        arithmetic = int8.arithmetic() if self.int8 else Arithmetic(half.arithmetic(self.dtype))
+        return kept.get(tensors, partial(form.prepare, tower, arithmetic=arithmetic))
+
+    def forget(self) -> None:
+        """Drop what was derived from the weights: the next call derives it again."""
+        self.__dict__.pop("_kept", None)
+
+    def train(self, mode: bool = True) -> FastCLIP:
+        if mode:
+            self.forget()
+        return super().train(mode)
+
+    def _apply(self, *args, **kwargs) -> FastCLIP:
+        self.forget()
+        return super()._apply(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:  # what copy.deepcopy and pickle take
+        return {name: value for name, value in self.__dict__.items() if name != "_kept"}

@@ -1,4 +1,4 @@
-"""How fast this machine multiplies matrices of CLIP's shapes, which decides what dtype to compute in."""
+"""How fast this machine multiplies matrices of CLIP's shapes, which decides the dtype to compute in."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import sys
 import time
 
 import torch
-import torch.nn.functional as F
 
 from miniclip.fast import half
+from miniclip.fast.linear import Linear, linear
 
 WIDTH = 768  # of ViT-B's blocks: 768 -> 2304 -> 768 -> 3072 -> 768
 PRODUCTS = ((WIDTH, 3 * WIDTH), (WIDTH, WIDTH), (WIDTH, 4 * WIDTH), (4 * WIDTH, WIDTH))
 HALF = (torch.float16, torch.bfloat16)  # the more accurate first
-WORTH = 1.5  # how much faster half precision must be
+MIN_SPEEDUP = 1.5  # how much faster than float32 half precision must be to be chosen
 
 
 @torch.no_grad()
@@ -22,16 +22,16 @@ def matrix_rate(dtype: torch.dtype, device: str | torch.device = "cpu", rows: in
 
     dtype: of the weights. They are multiplied as the models' fast forms do it.
     """
-    layers = [torch.randn(n_out, n_in, device=device).to(dtype) for n_in, n_out in PRODUCTS]
-    computed = half.arithmetic(layers[0])
-    multiply = F.linear if computed is dtype else half.product
-    inputs = {n_in: torch.randn(rows, n_in, device=device).to(computed) for n_in, _ in PRODUCTS}
+    is_cpu = torch.device(device).type == "cpu"
+    computed, make = (half.arithmetic(dtype), linear) if is_cpu else (dtype, Linear)
+    layers = [make(torch.randn(n_out, n_in, device=device).to(dtype), None, computed) for n_in, n_out in PRODUCTS]
+    inputs = [torch.randn(rows, n_in, device=device).to(computed) for n_in, _ in PRODUCTS]
     best = float("inf")
     for run in range(1 + runs):
         start = time.perf_counter()
-        for layer in layers:
-            multiply(inputs[layer.shape[1]], layer)
-        if torch.device(device).type == "cuda":
+        for layer, x in zip(layers, inputs, strict=True):
+            layer(x)
+        if not is_cpu:
             torch.cuda.synchronize(device)
         if run > 0:  # the first one warms up
             best = min(best, time.perf_counter() - start)
@@ -39,17 +39,17 @@ def matrix_rate(dtype: torch.dtype, device: str | torch.device = "cpu", rows: in
 
 
 def fastest_dtype(device: str | torch.device = "cpu") -> torch.dtype:
-    """What `load(dtype="auto")` takes: float16 on a GPU; on a CPU what is measured here, quickly, and printed."""
+    """What `load(dtype="auto")` takes: float16 on a GPU; on a CPU, what a quick measurement finds, which is printed."""
     if torch.device(device).type != "cpu":
         return torch.float16
     rates = {dtype: matrix_rate(dtype, rows=16, runs=1) for dtype in (torch.float32, *HALF)}
     best = max(HALF, key=lambda dtype: rates[dtype] * (1.2 if dtype is HALF[0] else 1))
-    chosen = best if rates[best] > WORTH * rates[torch.float32] else torch.float32
+    chosen = best if rates[best] > MIN_SPEEDUP * rates[torch.float32] else torch.float32
     found = ", ".join(f"{name(dtype)} {rate / 1e9:.0f}" for dtype, rate in rates.items())
     print(f"miniclip: computing in {name(chosen)}; GFLOP/s of matrix products here: {found}", file=sys.stderr)
     return chosen
 
 
 def name(dtype: torch.dtype) -> str:
-    """ "float16" for torch.float16."""
+    """The dtype's name without its module, such as float16."""
     return str(dtype).removeprefix("torch.")

@@ -6,39 +6,66 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from miniclip import ops
-from miniclip.fast import half
-from miniclip.fast.blocks import norm, project, run_blocks
-from miniclip.fast.pooled import attend_from_one, in_proj
+from miniclip.fast.blocks import Arithmetic, Block, prepare_blocks, run_blocks
+from miniclip.fast.linear import Linear, Norm, norm, projection
+from miniclip.fast.pooled import SingleQueryAttention
 from miniclip.models.text import TextTransformer
-from miniclip.models.transformer import Attention
 
 
-def text_embedding(tower: TextTransformer, text: Tensor) -> Tensor:
-    """Token ids [N, L] -> embeddings [N, E], as the plain form; `tower.transformer` must be causal."""
+class PreparedText(NamedTuple):
+    """What inference needs of a TextTransformer."""
+
+    dtype: torch.dtype  # of the embeddings
+    tokens: Tensor  # [vocabulary, D]
+    positions: Tensor  # [77, D], in the dtype that is computed in
+    heads: int
+    blocks: list[Block]
+    norm: Norm
+    proj: Linear
+
+
+def prepare(tower: TextTransformer, derive: Callable, arithmetic: Arithmetic) -> PreparedText:
+    """derive: see `Prepared.get`."""
+    blocks, last = tower.transformer.resblocks, tower.ln_final
+    return PreparedText(
+        tower.text_projection.dtype,
+        tower.token_embedding.weight.detach(),
+        tower.positional_embedding.detach().to(arithmetic.dtype),
+        blocks[0].attn.heads,
+        prepare_blocks(blocks, derive, arithmetic),
+        derive(norm, last.weight, last.bias, last.eps),
+        derive(projection, tower.text_projection, arithmetic.dtype),
+    )
+
+
+def text_embedding(tower: PreparedText, text: Tensor) -> Tensor:
+    """Token ids [N, L] -> embeddings [N, E], as a causal tower."""
     end = text.argmax(dim=-1)
     length = int(end.max()) + 1
     text = text[:, :length]
     prefix, first = distinct_prefixes(text, end)  # [N, length]; [T]
     pooled = prefix.gather(1, end[:, None]).squeeze(1)
     padding = torch.arange(length) > end[:, None]
-    dtype = half.arithmetic(tower.text_projection)
-    x = F.embedding(text.flatten()[first], tower.token_embedding.weight).to(dtype)
-    x = x + tower.positional_embedding[first % length].to(dtype)
+    x = F.embedding(text.flatten()[first], tower.tokens).to(tower.positions.dtype)
+    x = x + tower.positions[first % length]
 
     def attend(qkv: Tensor) -> Tensor:
-        sequences = qkv.index_select(0, prefix.flatten()).unflatten(0, prefix.shape)
+        sequences = qkv.index_select(0, prefix.flatten()).view(*prefix.shape, 3, tower.heads, -1)
         return ops.attention(sequences, causal=True).flatten(0, 1).index_select(0, first)
 
-    def attend_from_pooled(attn: Attention, y: Tensor) -> Tensor:
-        return attend_from_one(y[pooled], y[prefix], *in_proj(attn), attn.heads, padding)
+    def attend_from_pooled(attention: SingleQueryAttention, y: Tensor) -> Tensor:
+        return attention(y[pooled], y[prefix], padding)
 
-    x = run_blocks(tower.transformer.resblocks, x, attend, attend_from_pooled, pooled)
-    return project(norm(tower.ln_final, x), tower.text_projection)
+    x = run_blocks(tower.blocks, x, attend, attend_from_pooled, pooled)
+    return tower.proj(tower.norm(x)).to(tower.dtype)
 
 
 def distinct_prefixes(text: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:

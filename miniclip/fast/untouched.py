@@ -22,40 +22,55 @@ FORWARD: dict[type[nn.Module], Callable] = {
 }
 
 
-def applies(inputs: Tensor, *parts: nn.Module) -> bool:
-    """Whether the fast forms may compute what calling `parts` on a batch would.
-
-    They may not with gradients, in training, while torch.compile or torch.jit traces, under autocast, on other devices
-    than a CPU or a GPU, nor when any module was hooked, replaced, patched, quantised or sharded.
-    """
+def applies(inputs: Tensor) -> bool:
+    """Whether fast forms may run on a batch: there is no gradient, compilation, autocast or function transform."""
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing() or len(inputs) == 0:
         return False
     device = inputs.device.type
     if type(inputs) is not Tensor or device not in ("cpu", "cuda") or torch.is_autocast_enabled(device):
         return False
-    return all(map(is_untouched, parts))
+    return torch._C._functorch.peek_interpreter_stack() is None  # there is none of torch.func's transforms
 
 
-def is_untouched(module: nn.Module | None) -> bool:
-    """Whether every module in it is of a known type, in eval mode, and runs its type's forward and nothing else.
+def tensors_of(*parts: nn.Module | nn.Parameter) -> list[Tensor] | None:
+    """All parameters and buffers of modules, or None if the fast forms might not compute what calling them would.
+
+    That is where a module is not of a known type, is in training mode, or was hooked, replaced, patched, quantised or
+    sharded.
+    """
+    found: list[Tensor] = []
+    for part in parts:
+        if isinstance(part, nn.Module):
+            if not _collect(part, found):
+                return None
+        elif type(part) is nn.Parameter:
+            found.append(part)
+        else:
+            return None
+    return found
+
+
+def _collect(module: nn.Module, found: list[Tensor]) -> bool:
+    """Append the module's tensors; False if it is not as its type has it.
 
     This runs for every module in every call. It reads attributes from `__dict__`, which is several times as fast as
     nn.Module's __getattr__, and compares tensors by identity only: `==` would compare their elements.
     """
-    if module is None:
-        return True
     state, kind = module.__dict__, type(module)
     if FORWARD.get(kind) is not kind.forward or "forward" in state:
         return False
     if state["training"] or state["_forward_hooks"] or state["_forward_pre_hooks"]:
         return False
     for name, parameter in state["_parameters"].items():
-        if type(parameter) is not nn.Parameter and not (parameter is None and name == "bias"):
+        if type(parameter) is nn.Parameter:
+            found.append(parameter)
+        elif parameter is not None or name != "bias":
             return False
     for buffer in state["_buffers"].values():
         if buffer is None:
             return False
+        found.append(buffer)
     for child in state["_modules"].values():  # noqa: SIM110, a generator would cost more than the checks
-        if not is_untouched(child):
+        if child is not None and not _collect(child, found):
             return False
     return True

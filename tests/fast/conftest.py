@@ -5,7 +5,6 @@ from functools import partial
 import pytest
 from fast_cases import spy
 
-from miniclip.fast import text as text_tower
 from miniclip.fast.clip import FastCLIP
 
 
@@ -13,7 +12,10 @@ from miniclip.fast.clip import FastCLIP
 def calls(monkeypatch) -> list[str]:
     """The fast forms that ran, in order."""
     taken = []
-    forms = {key: partial(spy, taken, "image_embedding", form) for key, form in FastCLIP.image_forms.items()}
-    monkeypatch.setattr(FastCLIP, "image_forms", forms)
-    monkeypatch.setattr(text_tower, "text_embedding", partial(spy, taken, "text_embedding", text_tower.text_embedding))
+    for name in ("image", "text"):
+        forms = {
+            key: form._replace(run=partial(spy, taken, name, form.run))
+            for key, form in getattr(FastCLIP, f"{name}_forms").items()
+        }
+        monkeypatch.setattr(FastCLIP, f"{name}_forms", forms)
     return taken

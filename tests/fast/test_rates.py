@@ -18,10 +18,14 @@ def test_a_rate_is_work_over_time(monkeypatch):
 
 def test_weights_in_emulated_precision_are_timed_in_float32(monkeypatch):
     found = []
-    monkeypatch.setattr(rates.half, "arithmetic", lambda weight: torch.float32)
-    monkeypatch.setattr(rates.half, "product", lambda x, weight: found.append((x.dtype, weight.dtype)))
+
+    def layer(weight, bias, dtype):
+        return lambda x: found.append((x.dtype, weight.dtype, dtype))
+
+    monkeypatch.setattr(rates.half, "EMULATED", frozenset([torch.float16]))
+    monkeypatch.setattr(rates, "linear", layer)
     rates.matrix_rate(torch.float16, rows=1, runs=1)
-    assert found == [(torch.float32, torch.float16)] * 8
+    assert found == [(torch.float32, torch.float16, torch.float32)] * 8
 
 
 @pytest.mark.parametrize(
