@@ -85,7 +85,7 @@ def cast_and_back(model: CLIP) -> None:
 
 def train_and_back(model: CLIP) -> None:
     model.train()
-    first_matrix(model).data.view(-1)[3] = 100.0
+    first_matrix(model).data[9, 3] = 100.0
     model.eval()
 
 
@@ -106,7 +106,7 @@ EDITS = {
     "norm": lambda model: model.ln_final.weight.data.mul_(torch.linspace(0, 1, len(model.ln_final.weight))),
     "projection": lambda model: model.text_projection.data.mul_(2),
     "training": train_and_back,
-    "forget": lambda model: (first_matrix(model).data.view(-1)[5].fill_(-100.0), model.forget()),
+    "forget": lambda model: (first_matrix(model).data[7, 5].fill_(100.0), model.forget()),
 }
 
 
