@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 
@@ -207,7 +209,8 @@ def open_checkpoint(
         path = path.expanduser()
         if not path.exists():
             models = ", ".join(available_models())
-            raise CheckpointError(f"{name!s:.300} is neither a file or directory nor one of the models: {models}")
+            hint = f"; did you mean {meant}?" if (meant := _similar_name(str(name))) else ""
+            raise CheckpointError(f"{name!s:.300} is neither a file or directory nor one of the models: {models}{hint}")
         config, path = open_directory(path, openclip_readers()) if path.is_dir() else (None, path)
         tensors = read_file(path)
         config = named.config if named else config_of_file(path, tensors, config, openclip_readers())
@@ -216,6 +219,13 @@ def open_checkpoint(
             raise CheckpointError(f"the model's config states {stated}, not {activation}: leave activation= out")
         family = family_of(config) if config else owner_of(tensors)
         return family.read(tensors, config, activation)
+
+
+def _similar_name(name: str) -> str | None:
+    """The model that was probably meant: "ViT-B/32" for "vit-b-32", "ViT-B32" or "Vit B/23"."""
+    plain = {re.sub(r"[^a-z0-9]", "", each.lower()): each for each in available_models()}
+    (found,) = get_close_matches(re.sub(r"[^a-z0-9]", "", name.lower()[:100]), plain, n=1, cutoff=0.75) or [None]
+    return plain.get(found)
 
 
 def find_file(model: NamedModel, download_root: str | Path | None = None) -> Path:

@@ -12,12 +12,14 @@ import os
 import sys
 from importlib import import_module
 
+import miniclip
 from miniclip.commands.output import complain, show_warnings, survive_any_character
 from miniclip.errors import MiniclipError, UsageError
 
 COMMANDS = {
     "models": "list the models that can be loaded by name",
     "classify": "probabilities of labels for pictures",
+    "similarity": "cosines of pictures and texts",
     "embed": "write unit embeddings of pictures and texts to a file",
     "index": "make pictures searchable; when repeated, read only what is new",
     "search": "find pictures in an index by words or pictures",
@@ -31,6 +33,14 @@ COMMANDS = {
     "export": "write both towers as ONNX, or as programs of torch.export",
 }
 
+EXAMPLE = """\
+An example that needs no download, in a checkout of the project:
+
+    miniclip classify examples/images --labels "a dog,a guitar,a pizza" --model tiny-ViT
+
+`miniclip COMMAND --help` explains a command, with examples.
+"""
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command. Returns the exit status: 0; 1 if some inputs could not be used, or a comparison failed; 2 if
@@ -39,7 +49,11 @@ def main(arguments: list[str] | None = None) -> int:
     survive_any_character()
     show_warnings()
     try:
-        options = _parser(next((word for word in arguments if word in COMMANDS), None)).parse_args(arguments)
+        parser = _parser(next((word for word in arguments if word in COMMANDS), None))
+        if not arguments:
+            parser.print_help()
+            return 0
+        options = parser.parse_args(arguments)
         return options.run(options)
     except KeyboardInterrupt:
         complain("interrupted")
@@ -64,14 +78,16 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser(asked: str | None) -> argparse.ArgumentParser:
     """The parser, with the arguments of the command `asked`; the modules of the other commands are not imported."""
-    parser = _Parser(prog="miniclip", description="CLIP in plain PyTorch.")
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = _Parser(prog="miniclip", description="CLIP in plain PyTorch.", epilog=EXAMPLE, formatter_class=raw)
+    parser.add_argument("--version", action="version", version=f"miniclip {miniclip.__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for name, text in COMMANDS.items():
         command = commands.add_parser(name, help=text)
         if name == asked:
             module = import_module(f"miniclip.commands.{name}")
             command.description = module.__doc__
-            command.formatter_class = argparse.RawDescriptionHelpFormatter
+            command.formatter_class = raw
             command.set_defaults(run=module.run)
             module.add_arguments(command)
     return parser

@@ -1,6 +1,9 @@
 """Measure speed and memory beside openai/CLIP, open_clip, transformers and onnxruntime, where they are installed.
 
 All run with the same weights and inputs, alternately in one process, and every output is compared with miniclip's.
+
+    miniclip bench --quick
+    miniclip bench --model RN50 --peers onnxruntime --what image --batches 1,8
 """
 
 from __future__ import annotations

@@ -1,75 +1,100 @@
-"""Print the probabilities of labels for pictures."""
+"""Print the probabilities of labels for pictures.
+
+    miniclip classify cat.jpg --labels "a cat,a dog" --template "a photo of {}."
+    miniclip classify photos --labels-file animals.txt --template imagenet --csv > animals.csv
+"""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from miniclip.commands.options import add_json, add_model, add_plot, load_model, path, template
-from miniclip.commands.output import report_rejected, show, show_json
+from miniclip.commands.options import add_csv, add_json, add_model, add_plot, load_model, path, template
+from miniclip.commands.output import report_rejected, show, show_csv, show_json
 from miniclip.errors import UsageError
-from miniclip.io import printable
+
+if TYPE_CHECKING:
+    from miniclip.answers import Labels
 
 MOST_BARS = 8  # labels in a drawing
+TEMPLATE = "{} stands for the label: 'a photo of {}.'; or the name of a set, such as imagenet; may be repeated"
+SCORES = "probability among the labels (default), or cosine, which does not depend on the other labels"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("images", nargs="+", type=path, metavar="IMAGE")
-    parser.add_argument("--labels", required=True, type=labels, help='separated by commas: "a cat,a dog"')
-    parser.add_argument("--template", type=template, default="{}", help='{} stands for the label: "a photo of a {}."')
+    parser.add_argument("pictures", nargs="+", type=path, metavar="PICTURE", help="pictures, and folders of them")
+    parser.add_argument("--labels", type=_listed, metavar="TEXT", help='labels separated by commas: "a cat,a dog"')
+    parser.add_argument("--label", action="append", metavar="TEXT", help="one label, with any commas; may be repeated")
+    parser.add_argument("--labels-file", type=path, metavar="FILE", help="a text file with one label in each line")
+    parser.add_argument("--template", action="append", type=template, help=TEMPLATE)
+    parser.add_argument("--scores", choices=("probability", "cosine"), default="probability", help=SCORES)
     add_model(parser)
     add_json(parser)
+    add_csv(parser)
     add_plot(parser, "draw the pictures with their probabilities")
 
 
-def labels(text: str) -> list[str]:
-    found = list(dict.fromkeys(label.strip() for label in text.split(",") if label.strip()))
+def _listed(text: str) -> list[str]:
+    found = [label.strip() for label in text.split(",") if label.strip()]
     if not found:
         raise argparse.ArgumentTypeError("it is empty; expected labels separated by commas")
     return found
 
 
 def run(options: argparse.Namespace) -> int:
-    from miniclip.embed import embed_images, embed_texts
+    from miniclip.answers import ONE_LABEL, find_pictures, label_pictures
 
-    model, preprocess = load_model(options)
-    texts, faults = embed_texts(model, [options.template.replace("{}", label) for label in options.labels])
-    if faults:
-        raise UsageError("; ".join(faults.values()))
-    embeddings, rejected = embed_images(model, preprocess, options.images)
-    scores = (model.logit_scale.detach().exp().float().cpu() * embeddings @ texts.T).softmax(dim=-1).tolist()
-    images = [image for i, image in enumerate(options.images) if i not in rejected]
-    results = [(image, dict(zip(options.labels, row, strict=True))) for image, row in zip(images, scores, strict=True)]
+    labels = _labels(options)
+    if len(labels) == 1 and options.scores == "probability":
+        raise UsageError(f"{ONE_LABEL} (--scores cosine)")
+    pictures = find_pictures(options.pictures)
+    results, faults = label_pictures(*load_model(options), pictures, labels, options.template or ["{}"])
+    field = "score" if options.scores == "probability" else "cosine"
+    rows = [{label.label: getattr(label, field) for label in each} for each in results]
     if options.json:
-        show_json([{"image": str(image), "probabilities": row} for image, row in results])
+        key = "probabilities" if options.scores == "probability" else "cosines"
+        ordered = [{label: row[label] for label in labels} for row in rows]
+        show_json([{"image": r.picture.name, key: row} for r, row in zip(results, ordered, strict=True)])
+    elif options.csv:
+        table = ([str(r.picture), *map(row.get, labels)] for r, row in zip(results, rows, strict=True))
+        show_csv(["picture", *labels], table)
     else:
-        for image, row in results:
-            show("\n".join([printable(str(image)), *(f"{row[label]:9.2%}  {label}" for label in _ranked(row))]))
+        style = "9.2%" if options.scores == "probability" else "9.4f"
+        for result, row in zip(results, rows, strict=True):
+            show("\n".join([str(result.picture), *(f"{row[label]:{style}}  {label}" for label in row)]))
     if options.plot and results:
         _draw(results, options.plot)
-    return report_rejected(list(rejected.values()), len(options.images))
+    return report_rejected(faults, len(pictures))
 
 
-def _ranked(row: dict[str, float]) -> list[str]:
-    return sorted(row, key=row.get, reverse=True)
+def _labels(options: argparse.Namespace) -> list[str]:
+    from miniclip.data.text import read_lines
+
+    labels = [*(options.labels or []), *(options.label or [])]
+    if options.labels_file:
+        labels += filter(None, read_lines(options.labels_file))
+    if not labels:
+        raise UsageError("there are no labels: give --labels, --label or --labels-file")
+    return list(dict.fromkeys(labels))
 
 
-def _draw(results: list[tuple[Path, dict[str, float]]], output: Path) -> None:
+def _draw(results: list[Labels], output: Path) -> None:
     """Each picture beside its most probable labels."""
     from matplotlib.figure import Figure
 
     from miniclip.io import write_atomically
-    from miniclip.preprocess import open_image
 
     figure = Figure(figsize=(8, 2.4 * len(results)), layout="constrained")
     axes = figure.subplots(len(results), 2, squeeze=False, width_ratios=(1, 2))
-    for (picture, bars), (image, row) in zip(axes, results, strict=True):
-        picture.imshow(open_image(image).convert("RGBA"))
+    for (picture, bars), labels in zip(axes, results, strict=True):
+        picture.imshow(labels.picture.open().convert("RGBA"))
         picture.set_axis_off()
-        best = _ranked(row)[MOST_BARS - 1 :: -1]
-        bars.barh(best, [row[label] for label in best], color="tab:blue")
-        for label in best:
-            bars.text(row[label] + 0.01, label, f"{row[label]:.1%}", va="center", fontsize=8)
+        for place, label in enumerate(labels[MOST_BARS - 1 :: -1]):
+            bars.barh(place, label.score, color="tab:blue")
+            bars.text(label.score + 0.01, place, f"{label.score:.1%}", va="center", fontsize=8)
+        shown = [label.label for label in labels[MOST_BARS - 1 :: -1]]
+        bars.set_yticks(range(len(shown)), shown)
         bars.set_xlim(0, 1.12)
         bars.set_xticks([])
         bars.spines[["top", "right", "bottom"]].set_visible(False)

@@ -1,6 +1,9 @@
 """Compare the stages of a port with those that `miniclip trace` wrote: the first wrong stage, and why it is wrong.
 
-The exit status is 1 if a stage is wrong, or differs between two runs.
+The exit status is 1 if a stage is wrong.
+
+    miniclip compare golden.safetensors mine.safetensors
+    miniclip compare golden.safetensors mine.safetensors --model tiny-ViT
 """
 
 from __future__ import annotations

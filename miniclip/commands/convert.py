@@ -2,6 +2,9 @@
 
 The format is chosen by the name of OUT: x.safetensors; x.pt, a state dict that openai/CLIP reads; or a name without a
 suffix, a new directory as Hugging Face's transformers reads it. A MobileCLIP gets OpenCLIP's names or directory.
+
+    miniclip convert ViT-B/32 ViT-B-32.safetensors
+    miniclip convert runs/mine/best.safetensors mine-for-transformers
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""Measure how well a model names the pictures of a data set, and how well it finds them by their captions."""
+"""Measure how well a model names the pictures of a data set, and how well it finds them by their captions.
+
+    miniclip evaluate sample --model tiny-ViT
+    miniclip evaluate cifar10 --download --template cifar --task zero-shot --task linear-probe --out report
+"""
 
 from __future__ import annotations
 

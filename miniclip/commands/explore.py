@@ -2,6 +2,9 @@
 
 NAME is one of
 {experiments}
+
+    miniclip explore zero-shot --model tiny-ViT
+    miniclip explore prompts --data cifar10 --download --out prompts
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""Write both towers of a model, and how to prepare pictures for them, as ONNX or as programs of torch.export."""
+"""Write both towers of a model, and how to prepare pictures for them, as ONNX or as programs of torch.export.
+
+    miniclip export --model ViT-B/32 -o ViT-B-32-onnx
+    miniclip export --model tiny-ViT --format torch -o tiny-programs
+"""
 
 from __future__ import annotations
 

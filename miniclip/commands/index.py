@@ -1,6 +1,9 @@
 """Make the pictures of folders searchable, or bring an index up to date: only new and changed pictures are read.
 
 It can be interrupted at any time; the same command then continues. torchrun shares the work among several processes.
+
+    miniclip index photos -o photos.index
+    miniclip index photos more/photos -o photos.index --model MobileCLIP-S0
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""List the models that `load` and --model take by name, with their sizes and where their files are."""
+"""List the models that `load` and --model take by name, with their sizes and where their files are.
+
+    miniclip models
+    miniclip models --json
+"""
 
 from __future__ import annotations
 

@@ -43,6 +43,10 @@ def add_json(parser: argparse.ArgumentParser, help: str = "print JSON") -> None:
     parser.add_argument("--json", action="store_true", help=help)
 
 
+def add_csv(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--csv", action="store_true", help="print a table of comma-separated values")
+
+
 def add_plot(parser: argparse.ArgumentParser, help: str) -> None:
     parser.add_argument("--plot", type=drawing, metavar="FILE", help=help)
 
@@ -136,6 +140,9 @@ def _require_matplotlib(module: str = "matplotlib"):
 
 
 def template(text: str) -> str:
-    if "{}" not in text:
-        raise ArgumentTypeError(f"{text!r}: expected {{}} where the label goes")
+    """A prompt with {}, or the name of a set of prompts."""
+    from miniclip.data.templates import TEMPLATES
+
+    if "{}" not in text and text not in TEMPLATES:
+        raise ArgumentTypeError(f"{text!r}: expected {{}} where the label goes, or one of {', '.join(TEMPLATES)}")
     return text

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from miniclip.errors import MiniclipWarning
@@ -38,6 +39,12 @@ def show(text: str) -> None:
 
 def show_json(value: object) -> None:
     print(json.dumps(value, indent=2))
+
+
+def show_csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(map(printable, header))
+    writer.writerows(rows)
 
 
 def complain(text: str) -> None:

@@ -1,6 +1,9 @@
-"""Find the pictures of an index, or the lines of a .txt file, that are nearest to words or pictures.
+"""Find the pictures that are nearest to words or pictures: in an index, or in a folder without one, which takes longer.
 
-Several queries are averaged. The score is a cosine.
+In a .txt file, lines are found instead. Several queries are averaged. The score is a cosine.
+
+    miniclip search photos.index "a dog in the snow" --not "people" --html dogs.html
+    miniclip search examples/images "a guitar" --model tiny-ViT
 """
 
 from __future__ import annotations
@@ -9,15 +12,16 @@ import argparse
 
 from miniclip.commands.index import MODEL
 from miniclip.commands.options import add_json, add_model, load_model, output_file, path, positive
-from miniclip.commands.output import complain, show, show_json, shown
+from miniclip.commands.output import complain, report_rejected, show, show_json, shown
 from miniclip.io import printable
 from miniclip.search.index import DEFAULT_MODEL, Hit, Index, SearchError
 
+INDEX = "an index of `miniclip index`, a folder of pictures, or a .txt file with a caption in each line"
 UNWANTED = "words or a picture to stay away from: half of its score is subtracted; may be repeated"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("index", type=path, metavar="INDEX", help="an index of `miniclip index`, or a .txt of captions")
+    parser.add_argument("index", type=path, metavar="INDEX", help=INDEX)
     parser.add_argument("query", nargs="+", metavar="QUERY", help="words, or a picture's file")
     parser.add_argument("--not", action="append", default=[], dest="unwanted", metavar="QUERY", help=UNWANTED)
     parser.add_argument("--top", type=positive, default=10, metavar="K", help="number of answers (default: 10)")
@@ -33,7 +37,9 @@ def run(options: argparse.Namespace) -> int:
     for part in (*options.query, *options.unwanted):
         is_picture(part)  # raises SearchError for a picture that is not there, before a model is loaded
     captions = options.index.suffix == ".txt" and options.index.is_file()
-    hits = _search_captions(options) if captions else _search_index(options)
+    folder = options.index.is_dir() and not (options.index / "index.json").exists()
+    search = _search_captions if captions else _search_folder if folder else _search_index
+    hits = search(options)
     if options.html:
         from miniclip.search.gallery import write_gallery
 
@@ -67,15 +73,37 @@ def _search_index(options: argparse.Namespace) -> list[Hit]:
     return hits
 
 
+def _search_folder(options: argparse.Namespace) -> list[Hit]:
+    """The pictures of a folder, all embedded now. What can't be used is reported."""
+    from miniclip.data.pictures import scan
+    from miniclip.embed import embed_images
+    from miniclip.search.exact import top_k
+    from miniclip.search.query import embed_query
+
+    if options.faiss:
+        raise SearchError(f"{options.index} is a folder; --faiss is for an index: `miniclip index --faiss`")
+    found = scan([options.index])
+    if not found.pictures:
+        raise SearchError(f"{options.index} is not an index, and there are no pictures in it")
+    options.model = options.model or DEFAULT_MODEL
+    model, preprocess = load_model(options)
+    query = embed_query(model, preprocess, options.query, options.unwanted)
+    embeddings, faults = embed_images(model, preprocess, list(found.pictures))
+    report_rejected([*found.faults.values(), *faults.values()], len(found.pictures) + len(found.faults))
+    paths = [picture for i, picture in enumerate(found.pictures) if i not in faults]
+    scores, rows = top_k([embeddings], query, options.top)
+    return [Hit(score, paths[row]) for score, row in zip(scores[0].tolist(), rows[0].tolist(), strict=True)]
+
+
 def _search_captions(options: argparse.Namespace) -> list[Hit]:
+    from miniclip.data.text import read_lines
     from miniclip.embed import embed_texts
     from miniclip.search.exact import top_k
     from miniclip.search.query import embed_query
 
     if options.html or options.faiss:
         raise SearchError(f"{options.index} has captions; --html and --faiss are for an index of pictures")
-    lines = options.index.read_text(encoding="utf-8").splitlines()
-    captions = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+    captions = list(dict.fromkeys(filter(None, read_lines(options.index))))
     if not captions:
         raise SearchError(f"{options.index} has no lines; expected one caption in each line")
     options.model = options.model or DEFAULT_MODEL

@@ -1,4 +1,8 @@
-"""Write every stage of a forward pass to a file, to compare a port with; or draw the attention over a picture."""
+"""Write every stage of a forward pass to a file, to compare a port with; or draw the attention over a picture.
+
+    miniclip trace --model tiny-ViT --image cat.png --text "a cat" -o golden.safetensors
+    miniclip trace --image cat.png --plot attention.png
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Train a CLIP from scratch, or fine-tune one. A run that is started again with the same --output continues."""
+"""Train a CLIP from scratch, or fine-tune one. A run that is started again with the same --output continues.
+
+    miniclip train --create-synthetic --epochs 3 --output runs/shapes
+    miniclip train pictures.csv --from ViT-B/32 --lr 1e-5 --epochs 3 --output runs/mine
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
 """The commands, run as a user runs them, on a small model with OpenAI's vocabulary."""
 
+import csv
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -13,11 +15,15 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from miniclip import load, tokenize
+import miniclip
+from miniclip import commands, load, tokenize
 from miniclip.commands import main
 from miniclip.config import MODELS, CLIPConfig, PreprocessConfig, TextConfig, ViTConfig, openai_transformer
+from miniclip.data.templates import TEMPLATES
+from miniclip.embed import embed_images
 from miniclip.models import CLIP
 from miniclip.preprocess import open_image
+from miniclip.zero_shot import zero_shot_weights
 
 CONFIG = CLIPConfig(
     embed_dim=32,
@@ -80,6 +86,42 @@ def test_classify_prints_the_likeliest_first(model, capsys):
     assert [line.split() for line in lines[1:]] == [[f"{p:.2%}", label] for p, label in ranked]
 
 
+def test_classify_folders_with_labels_of_all_kinds(model, tmp_path, capsys):
+    for picture in PICTURES:
+        shutil.copy(picture, tmp_path)
+    (tmp_path / "labels.txt").write_text("\ufeffa pizza\n\n a dog \n", encoding="utf-8")
+    options = ["--labels", "a dog, a cat", "--label", "red, round", "--labels-file", str(tmp_path / "labels.txt")]
+    options += ["--template", "a photo of {}.", "--template", "cifar", "--model", model]
+    assert main(["classify", str(tmp_path), *options, "--scores", "cosine", "--json"]) == 0
+    results = json.loads(capsys.readouterr().out)
+    assert [Path(result["image"]).name for result in results] == ["dog.png", "guitar.png", "pizza.png"]
+    labels = ["a dog", "a cat", "red, round", "a pizza"]
+    clip, preprocess = load(model, device="cpu")
+    weights = zero_shot_weights(clip, labels, ["a photo of {}.", *TEMPLATES["cifar"]])
+    expected, _ = embed_images(clip, preprocess, PICTURES)
+    for result, row in zip(results, expected @ weights, strict=True):
+        assert list(result["cosines"]) == labels
+        np.testing.assert_allclose(list(result["cosines"].values()), row, atol=1e-6)
+    assert main(["classify", str(tmp_path), *options, "--csv"]) == 0
+    header, *rows = csv.reader(capsys.readouterr().out.splitlines())
+    assert header == ["picture", *labels]
+    assert [row[0] for row in rows] == [str(tmp_path / Path(picture).name) for picture in PICTURES]
+    assert all(sum(map(float, row[1:])) == pytest.approx(1) for row in rows)
+
+
+def test_one_label_has_a_cosine_but_no_probability(model, capsys):
+    assert main(["classify", PICTURES[0], "--labels", "a dog", "--model", model]) == 2
+    assert "a single label always has the probability 100%" in capsys.readouterr().err
+    assert main(["classify", PICTURES[0], "--labels", "a dog", "--model", model, "--scores", "cosine"]) == 0
+    printed = capsys.readouterr().out
+    assert main(["similarity", PICTURES[0], "--text", "a dog", "--model", model]) == 0
+    assert capsys.readouterr().out == printed
+    assert main(["similarity", PICTURES[0], "--text", "a dog", "--text", "x", "--model", model, "--json"]) == 0
+    ((_, cosines),) = (result.values() for result in json.loads(capsys.readouterr().out))
+    assert list(cosines) == ["a dog", "x"]
+    assert f"{cosines['a dog']:.4f}" in printed
+
+
 def test_classify_draws(model, tmp_path):
     plot = tmp_path / "plot.png"
     assert main(["classify", *PICTURES, "--labels", "dog,guitar", "--model", model, "--plot", str(plot)]) == 0
@@ -118,6 +160,20 @@ def test_embed_pictures_and_texts(model, tmp_path, capsys):
     torch.testing.assert_close(embeddings["texts"], words, atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("suffix", ["npy", "csv"])
+def test_embed_for_other_programs(model, suffix, tmp_path):
+    output = tmp_path / f"out.{suffix}"
+    assert main(["embed", *PICTURES, "-o", str(output), "--model", model]) == 0
+    expected, _ = embed_images(*load(model, device="cpu"), PICTURES)
+    if suffix == "npy":
+        found = np.load(output)
+    else:
+        names, *columns = zip(*csv.reader(output.open(encoding="utf-8", newline="")), strict=True)
+        assert list(names) == PICTURES
+        found = np.array(columns, dtype=np.float32).T
+    np.testing.assert_array_equal(found, expected.numpy())
+
+
 def test_convert(model, tmp_path):
     for output in ("a.pt", "b", "c.safetensors"):
         assert main(["convert", model, str(tmp_path / output)]) == 0
@@ -131,11 +187,13 @@ def test_convert(model, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "fault"),
     [
-        (["classify", PICTURES[0], "--labels", "a", "--model", "ViT-B-32"], "nor one of the models: RN50"),
+        (["classify", PICTURES[0], "--labels", "a,b", "--model", "ViT-B-32"], "did you mean ViT-B/32?"),
+        (["classify", PICTURES[0]], "there are no labels"),
         (["classify", PICTURES[0], "--labels", " , "], "--labels: it is empty"),
         (["classify", PICTURES[0], "--labels", "a", "--template", "a photo"], "expected {} where the label goes"),
-        (["classify", PICTURES[0], "--labels", "a", "--plot", "x.doc"], ".png, .svg or .pdf"),
-        (["embed", PICTURES[0], "-o", "x.npy"], "ends in .safetensors"),
+        (["classify", PICTURES[0], "--labels", "a,b", "--plot", "x.doc"], ".png, .svg or .pdf"),
+        (["embed", PICTURES[0], "-o", "x.pt"], "ends in one of .safetensors, .npy, .csv"),
+        (["embed", PICTURES[0], "-o", "x.npy", "--output-dtype", "bfloat16"], "NumPy has no bfloat16"),
         (["embed", PICTURES[0], "-o", "nowhere/x.safetensors"], "there is no folder nowhere"),
         (["embed", str(Path(__file__).parents[2] / "kernels"), "-o", "x.safetensors"], "no pictures or lines of text"),
         (["train"], "no data to train on"),
@@ -155,6 +213,29 @@ def test_bad_options(option, capsys):
     error = capsys.readouterr().err
     assert error.startswith(f"miniclip: error: argument {option[0]}: ") and option[1] in error
     assert "`miniclip embed --help` lists the options" in error
+
+
+def parser_of(command: str):
+    """The parser of a command's own arguments."""
+    (subparsers,) = (action for action in commands._parser(command)._actions if action.dest == "==SUPPRESS==")
+    return subparsers.choices[command]
+
+
+def test_help_version_and_no_arguments(capsys):
+    assert main([]) == 0
+    printed = capsys.readouterr().out
+    assert all(f"    {command}" in printed for command in commands.COMMANDS) and "--model tiny-ViT" in printed
+    for arguments, expected in (["--version"], f"miniclip {miniclip.__version__}\n"), (["--help"], printed):
+        with pytest.raises(SystemExit) as exit:
+            main(arguments)
+        assert exit.value.code == 0 and capsys.readouterr().out == expected
+    for command in commands.COMMANDS:
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        printed = capsys.readouterr().out
+        assert len(re.findall(rf"^    miniclip {command}\b", printed, re.MULTILINE)) == 2, "two examples"
+        for action in parser_of(command)._actions:
+            assert not (action.help or "").startswith("of "), "a sentence, or its part, with a subject"
 
 
 def test_python_m_miniclip():

@@ -42,7 +42,7 @@ def test_any_name_on_any_terminal(folder, encoding):
 
 def test_without_escapes_the_terminal_would_obey(folder, monkeypatch, capsys):
     """The control of the test above."""
-    monkeypatch.setattr("miniclip.commands.classify.printable", str)
+    monkeypatch.setattr("miniclip.answers.printable", str)
     monkeypatch.setattr(output, "printable", str)
     assert main(["classify", str(folder / ESCAPE), "--labels", "a,b", "--model", "tiny-ViT"]) == 0
     assert "\x1b" in capsys.readouterr().out

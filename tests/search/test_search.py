@@ -237,9 +237,11 @@ def test_wrong_options(drawings, capsys, option):
     assert "is not a whole number from 1" in capsys.readouterr().err
 
 
-def test_a_folder_of_pictures_is_not_an_index(capsys):
-    assert main(["search", str(IMAGES), "dog"]) == 2
-    assert "is not an index" in capsys.readouterr().err
+def test_a_folder_is_searched_without_an_index(tmp_path, capsys):
+    assert main(["search", str(IMAGES), "a guitar", "--model", "tiny-ViT", "--top", "2"]) == 0
+    assert capsys.readouterr().out.splitlines()[0].endswith("guitar.png")
+    assert main(["search", str(tmp_path), "dog"]) == 2
+    assert "is not an index, and there are no pictures in it" in capsys.readouterr().err
 
 
 def test_a_broken_picture_as_the_query(drawings, tmp_path, capsys):

@@ -1,0 +1,42 @@
+"""Print how similar pictures and texts are: the cosines of their embeddings.
+
+    miniclip similarity cat.jpg dog.jpg --text "a cat" --text "a dog"
+    miniclip similarity photos --text "a sunset" --csv > sunset.csv
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from miniclip.commands.options import add_csv, add_json, add_model, load_model, path
+from miniclip.commands.output import report_rejected, show, show_csv, show_json
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("pictures", nargs="+", type=path, metavar="PICTURE", help="pictures, and folders of them")
+    parser.add_argument("--text", action="append", required=True, help="a text; may be repeated")
+    add_model(parser)
+    add_json(parser)
+    add_csv(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    from miniclip.answers import find_pictures, text_embeddings
+    from miniclip.embed import embed_images
+
+    pictures = find_pictures(options.pictures)
+    model, preprocess = load_model(options)
+    texts = text_embeddings(model, options.text)
+    images, faults = embed_images(model, preprocess, [picture.source for picture in pictures])
+    used = [picture for i, picture in enumerate(pictures) if i not in faults]
+    rows = list(zip(used, (images @ texts.T).tolist(), strict=True))
+    if options.json:
+        cosines = [dict(zip(options.text, row, strict=True)) for _, row in rows]
+        show_json([{"image": picture.name, "cosines": row} for (picture, _), row in zip(rows, cosines, strict=True)])
+    elif options.csv:
+        show_csv(["picture", *options.text], ([str(picture), *row] for picture, row in rows))
+    else:
+        for picture, row in rows:
+            lines = (f"{cosine:9.4f}  {text}" for cosine, text in zip(row, options.text, strict=True))
+            show("\n".join([str(picture), *lines]))
+    return report_rejected(list(faults.values()), len(pictures))
