@@ -50,9 +50,9 @@ class TrainOptions:
     loss: str = _option("softmax", "softmax (CLIP's), sigmoid (SigLIP's), or triton: softmax as a kernel, on a GPU")
     lr: float = _option(5e-4, "highest learning rate")
     warmup: int = _option(200, "steps in which it is reached, a tenth of all at most; then a cosine takes it to 0")
-    weight_decay: float = _option(0.1, "of matrices; gains, biases and the temperature are never decayed")
+    weight_decay: float = _option(0.1, "decay of matrices; gains, biases and the temperature are never decayed")
     clip: float = _option(1.0, "largest norm of the gradient; a larger one is scaled down")
-    precision: str = _option("fp32", "of the arithmetic; the weights are always float32", choices=PRECISIONS)
+    precision: str = _option("fp32", "type of the arithmetic; the weights are always float32", choices=PRECISIONS)
 
     augment: str = _option(
         "", "none, photo, cifar, or pictogram, for drawings on a transparent ground (default: photo; none for shapes)"
