@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from miniclip import embed, parallel, tokenize
+from miniclip import embed, load, parallel, tokenize
 from miniclip.config import CLIPConfig, PreprocessConfig, TextConfig, ViTConfig, openai_transformer
 from miniclip.embed import embed_images, embed_texts, stream_images, stream_texts
 from miniclip.evaluation import DataError, zero_shot_weights
@@ -90,6 +90,36 @@ def test_what_is_rejected_is_left_out(model, images, tmp_path):
     torch.testing.assert_close(embeddings, embed_images(model, PREPROCESS, images[:2])[0], atol=1e-6, rtol=0)
     embeddings, rejected = embed_images(model, PREPROCESS, [broken])
     assert embeddings.shape == (0, 32) and list(rejected) == [0]
+
+
+def test_upright(model, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture = Image.linear_gradient("L").convert("RGB")
+    picture.save(tmp_path / "turned.png", exif=exif)
+    embeddings = [embed_images(model, PREPROCESS, tmp_path / "turned.png", upright=upright)[0] for upright in (0, 1)]
+    assert torch.equal(embeddings[0], embed_images(model, PREPROCESS, picture)[0])
+    turned = picture.transpose(Image.Transpose.ROTATE_270)
+    assert torch.equal(embeddings[1], embed_images(model, PREPROCESS, turned)[0])
+    assert not torch.equal(*embeddings)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_what_the_towers_refuse(model, images, fast):
+    """Each of these gave an AttributeError or an IndexError."""
+    model = load("tiny-ViT", device="cpu")[0] if fast else model
+    for wrong in (images[0], "x.png", Path("x.png"), [PREPROCESS(images[0])], np.zeros((1, 3, 32, 32)), None):
+        with pytest.raises(TypeError, match=r"image is of type .*; expected float pixels \[N, 3, .*\]: stack"):
+            model.encode_image(wrong)
+    with pytest.raises(ValueError, match=r"image is torch.float32 \[3, 32, 32\]; expected float pixels"):
+        model.encode_image(PREPROCESS(images[0]))
+    for wrong in ("a dog", ["a dog"], np.zeros((1, 77), np.int32), [[1, 2]]):
+        with pytest.raises(TypeError, match=r"text is of type .*; expected integer token ids .*tokenize\(\)"):
+            model.encode_text(wrong)
+    for wrong in (49408, -1, 10**6):
+        refused = pytest.raises(ValueError, match=rf"ids from .*{wrong}.*; this model's are from 0 to 49407")
+        with refused, torch.no_grad():
+            model.encode_text(torch.tensor([[49406, wrong, 49407]]))
 
 
 @pytest.mark.parametrize("workers", [1, 3])

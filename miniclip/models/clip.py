@@ -46,14 +46,14 @@ class CLIP(TextTransformer):
         """Embed pixels.
 
         image: float [N, 3, R, R] as `preprocess` gives them, of any float dtype, on the model's device.
-        Returns [N, E] in the model's dtype, of unit length if `normalize`.
+        Returns [N, E] in the model's dtype, of unit length if `normalize`. TypeError or ValueError for anything else.
         """
         size = self.visual.input_resolution
+        expected = f"expected float pixels [N, 3, {size}, {size}]: stack what preprocess() returns for each picture"
+        if not isinstance(image, Tensor):
+            raise TypeError(f"image is of type {type(image).__name__}; {expected}")
         if image.ndim != 4 or image.shape[1:] != (3, size, size) or not image.is_floating_point():
-            raise ValueError(
-                f"image is {image.dtype} {list(image.shape)}; expected float pixels [N, 3, {size}, {size}]: "
-                "stack what preprocess() returns for each picture"
-            )
+            raise ValueError(f"image is {image.dtype} {list(image.shape)}; {expected}")
         embedding = self.image_embedding(image.to(self.dtype))
         return ops.normalize(embedding) if normalize else embedding
 

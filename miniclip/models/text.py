@@ -41,14 +41,19 @@ class TextTransformer(nn.Module):
         """Embed token ids.
 
         text: integers [N, L] as `tokenize` gives them, L <= context_length, on the model's device.
-        Returns [N, E] in the model's dtype, of unit length if `normalize`.
+        Returns [N, E] in the model's dtype, of unit length if `normalize`. TypeError or ValueError for anything else;
+        on a GPU, ids outside the vocabulary make all later work of the process fail.
         """
+        expected = f"expected integer token ids [N, L] with L <= {self.context_length}: what tokenize() returns"
+        if not isinstance(text, Tensor):
+            raise TypeError(f"text is of type {type(text).__name__}; {expected}")
         if text.ndim != 2 or text.shape[1] > self.context_length or text.is_floating_point():
-            raise ValueError(
-                f"text is {text.dtype} {list(text.shape)}; expected integer token ids [N, L] with L <= "
-                f"{self.context_length}: what tokenize() returns"
-            )
-        embedding = self.text_embedding(text)
+            raise ValueError(f"text is {text.dtype} {list(text.shape)}; {expected}")
+        try:
+            embedding = self.text_embedding(text)
+        except IndexError as error:
+            found = f"from {text.min()} to {text.max()}"
+            raise ValueError(f"text has ids {found}; this model's are from 0 to {self.vocab_size - 1}") from error
         return ops.normalize(embedding) if normalize else embedding
 
     def text_embedding(self, text: Tensor) -> Tensor:
