@@ -11,6 +11,7 @@ TRITON = ["triton>=3.6; platform_system == 'Linux'"]
 PROBE = ["scikit-learn"]
 ONNX = ["onnx", "onnxruntime", "onnxscript"]
 FAISS = ["faiss-cpu"]
+HEIF = ["pillow-heif"]
 FOR_TESTS = [*PLOT, *PICTOGRAMS, *WEBDATASET, *ONNX, *TRITON, *PROBE, *FAISS]
 
 setup(
@@ -50,6 +51,7 @@ setup(
         "triton": TRITON,
         "onnx": ONNX,
         "faiss": FAISS,
+        "heif": HEIF,
         "probe": PROBE,
         "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", "setuptools>=77", *FOR_TESTS],
     },

@@ -29,6 +29,7 @@ import os
 import re
 import warnings
 from dataclasses import dataclass
+from functools import cache
 from typing import BinaryIO
 
 import numpy as np
@@ -39,8 +40,8 @@ from miniclip.config import INTERPOLATIONS, RESIZE_MODES, PreprocessConfig, chec
 from miniclip.errors import MiniclipError
 from miniclip.io import open_regular
 
-# The formats that open_image decodes, by Pillow's names; HEIF if a plugin is registered. Pillow knows many others, with
-# more faults, and for EPS it starts another program: a file from a stranger must not choose one of those.
+# The formats that open_image decodes, by Pillow's names. Pillow knows many others, with more faults, and for EPS it
+# starts another program: a file from a stranger must not choose one of those.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF")
 
 # A long thin image is resized before most of it is cropped. This limit is 512 MiB at 4 bytes a pixel (RGBA takes twice
@@ -133,9 +134,19 @@ def _open(file: BinaryIO, name: str, upright: bool) -> Image.Image:
 
 
 def formats() -> list[str]:
-    """Those of FORMATS that this Pillow can decode, with the plugins that were registered."""
+    """Those of FORMATS that this Pillow can decode. HEIF (an iPhone's .heic) needs the package pillow-heif."""
     Image.init()
+    _register_heif()
     return [format for format in FORMATS if format in Image.OPEN]
+
+
+@cache
+def _register_heif() -> None:
+    try:
+        import pillow_heif
+    except ImportError:
+        return
+    pillow_heif.register_heif_opener()
 
 
 def _check_cost(image: Image.Image, file: BinaryIO, name: str) -> None:

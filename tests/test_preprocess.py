@@ -309,6 +309,11 @@ def test_the_content_decides_on_the_format(format, tmp_path):
 
 
 def test_a_plugin_for_heic(monkeypatch):
+    if "HEIF" in preprocess.formats():  # pillow-heif is installed
+        stream = io.BytesIO()
+        picture("RGB", 64, 43).save(stream, "HEIF")
+        assert open_image(stream.getvalue()).size == (64, 43)
+        monkeypatch.delitem(Image.OPEN, "HEIF")
     assert "HEIF" not in preprocess.formats()
     monkeypatch.setitem(Image.OPEN, "HEIF", (Image.OPEN["PNG"][0], lambda prefix: prefix[:4] == b"HEIC"))
     assert "HEIF" in preprocess.formats()
