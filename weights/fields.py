@@ -1,4 +1,4 @@
-"""Strict reading of JSON configs: each field is checked, and each complaint names the file and the field."""
+"""Strict reading of JSON configs: each field is checked, and each error names the file and the field."""
 
 from __future__ import annotations
 

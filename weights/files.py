@@ -1,4 +1,4 @@
-"""Reads a file of tensors, whatever its format, with nothing in it trusted and nothing in memory twice."""
+"""Reads a file of tensors of any format. Nothing in it is trusted, and nothing is in memory twice."""
 
 from __future__ import annotations
 

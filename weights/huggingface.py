@@ -32,7 +32,7 @@ WEIGHT_FILES = (
     "pytorch_model.bin.index.json",
 )
 
-LEGACY_EOS = 2  # what configs state that are older than transformers 4.31; transformers takes the largest id for it
+LEGACY_EOS = 2  # in configs older than transformers 4.31, where it stands for the largest id
 LAYER_NORM_EPS = 1e-5
 STEPS = ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb")  # without exception
 RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
@@ -49,7 +49,7 @@ def read_config(folder: Path) -> CLIPConfig:
     vision.one_of("num_channels", (3,), 3)
     image_size = vision.integer("image_size", 224)
     vocab_size = text.integer("vocab_size", 49408)
-    # Here a text is always pooled at the first of its largest ids, and these two amount to that.
+    # miniclip pools a text at the first occurrence of its largest id, and these two values mean the same.
     text.one_of("eos_token_id", (LEGACY_EOS, vocab_size - 1), 49407)
     return CLIPConfig(
         embed_dim=fields.integer("projection_dim", 512),  # its copies in the towers are often stale
@@ -60,7 +60,7 @@ def read_config(folder: Path) -> CLIPConfig:
 
 
 def _tower(fields: Fields, name: str) -> Fields:
-    """The section of a tower. Some older files have it twice, and transformers goes by the one with the longer name."""
+    """The section of a tower. Some older files have it twice, and transformers uses the one with the longer name."""
     twin = f"{name}_config_dict"
     return fields.section(f"{name}_config" if fields.values.get(twin) is None else twin, {})
 

@@ -1,4 +1,4 @@
-"""What tensor shapes tell: the config behind a bare state dict, and whether a file's tensors are those of a model.
+"""Tensor shapes: the config that those of a bare state dict imply, and whether a file's tensors are those of a model.
 
 Names here are OpenAI's; `miniclip.weights.names` converts others.
 """
@@ -31,7 +31,7 @@ HEAD_WIDTH = 64
 VISION_WIDTHS = frozenset(range(64, 1024 + 1, 64))
 TEXT_WIDTHS = VISION_WIDTHS | {1280}
 
-# Names that are never in OpenAI's layout, and what has them.
+# Beginnings of names that are never in OpenAI's layout, and the models that have them.
 FOREIGN = {
     "vision_model.": "a Hugging Face model, to be loaded as the directory that holds its config.json",
     "text_model.": "a Hugging Face model, to be loaded as the directory that holds its config.json",

@@ -90,7 +90,7 @@ HUGGINGFACE = (
 
 LAYOUTS = {"openai": OPENAI, "openclip": OPENCLIP, "huggingface": HUGGINGFACE}
 
-# What files hold beside the weights: numbers that are in the config, and constants. Dropped, in both directions.
+# Tensors in files that are no weights: numbers that are in the config, and constants. They are not read or written.
 IGNORED = frozenset(
     {
         *("input_resolution", "context_length", "vocab_size", "attn_mask"),  # OpenAI

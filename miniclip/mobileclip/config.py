@@ -1,8 +1,8 @@
-"""What a MobileCLIP is made of, as numbers, beside `miniclip.config`: its towers, and a literal table of its models.
+"""MobileCLIP's configs: its image towers, and the table of its named models.
 
 MobileCLIP (Vasu et al., CVPR 2024) and MobileCLIP2 (Faghri et al., TMLR 2025). Sizes are those of Apple's published
-configs and code (github.com/apple/ml-mobileclip) and of timm. How each model's pictures are prepared, and what else its
-file can't tell, is stated here too, with the source.
+configs and code (github.com/apple/ml-mobileclip) and of timm. What the shapes in a file can't tell, as how pictures are
+prepared, is stated here too, with its source.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class MCiConfig(VisionConfig, kind="mci"):
 
     # image_size: a multiple of 4 * 2**(stages - 1)
     widths: tuple[int, ...]  # C, channels of each stage; the stem has those of the first, the last convolution 2 C
-    blocks: tuple[int, ...]  # of each stage
+    blocks: tuple[int, ...]  # in each stage
     mlp_ratio: int  # hidden channels of the MLPs, in C
-    squeezed: tuple[int, ...]  # stages that squeeze-and-excite where they begin
+    squeezed: tuple[int, ...]  # numbers of the stages whose downsampling has squeeze-and-excitation
     norm: str  # before attention: "batch", or "layer" over the channels
 
     def __post_init__(self) -> None:
@@ -81,10 +81,10 @@ class ConvViTConfig(VisionConfig, kind="conv-vit"):
 
 @dataclass(frozen=True)
 class MobileCLIPConfig(CLIPConfig, family="mobileclip"):
-    """As any CLIP's, but for what the text tower does beside `text`."""
+    """A CLIP's config with two more fields, for the text tower."""
 
-    causal: bool  # whether a token sees the earlier ones only; if not, it sees all 77, padding too
-    text_taps: int = 0  # of convolutions over tokens, in a block before and one after the transformer's; 0: none
+    causal: bool  # whether tokens attend to earlier ones only; if not, they attend to all 77, padding too
+    text_taps: int = 0  # width of the convolutions in a block before and a block after the transformer; 0: none
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -111,7 +111,7 @@ def _transformer(width: int, layers: int) -> TransformerConfig:
     return TransformerConfig(width, layers, width // 64, 4 * width, "gelu")
 
 
-# The same tensors are two functions, depending on whose code they were trained with, and nothing in a file tells which:
+# The same tensors are two functions, depending on the code that trained them, and nothing in a file tells which one:
 # Apple's pads the first convolution by 1 and has an eps of 1e-5; timm's vit_base_mci_224, which OpenCLIP runs for both
 # generations, pads nothing and has 1e-6. With random weights the two embeddings' cosine is 0.998.
 CONV_VIT = {

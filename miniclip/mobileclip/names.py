@@ -38,7 +38,7 @@ BATCH_NORM = ("weight", "bias", "running_mean", "running_var")
 Parts = dict[str, Tensor]  # the tensors of a module that is folded, by their names within it
 KernelAndBias = tuple[Tensor, Tensor]
 
-# Apple's names, each with what it is in OpenCLIP: applied in this order, after `network.#` became `stages.#`.
+# Parts of Apple's names and their replacements in OpenCLIP's, applied in this order, after `network.#` is `stages.#`.
 APPLE = (
     (r"^image_encoder\.model\.", "visual.trunk."),
     (r"^text_encoder\.", "text."),
@@ -79,7 +79,7 @@ APPLE = (
     (r"^text\.projection_layer$", "text.text_projection"),
 )
 
-# What has another shape there.
+# Tensors that have another shape in Apple's files, by OpenCLIP's names, and how they are converted.
 APPLE_SHAPES = {
     "visual.trunk.pos_embed": lambda x: x.squeeze(0),
     "text.positional_embedding": lambda x: x.squeeze((0, 1)),
@@ -87,8 +87,8 @@ APPLE_SHAPES = {
     "visual.trunk.head.weight": lambda x: x.T,
 }
 
-# What each module of an MCi tower, and of the text tower with convolutions, is a MobileOne of. The first pattern that
-# matches its name counts. MCi3 and MCi4 have no conv_scale in the stem.
+# The branches of each MobileOne module in an MCi tower and in the text tower with convolutions. The first pattern that
+# matches the module's name counts. MCi3 and MCi4 have no conv_scale in the stem.
 BRANCHES = (
     (r".*\.stem\.[01]", {"conv_kxk", "conv_scale"}),
     (r".*\.stem\.2", {"conv_kxk", "identity"}),
@@ -99,35 +99,38 @@ BRANCHES = (
 )
 
 
-def _row(ours: str, openclip: str, transform: Transform = SAME) -> Row:
-    return Row(ours, (openclip,), transform)
+def _row(canonical: str, openclip: str, transform: Transform = SAME) -> Row:
+    return Row(canonical, (openclip,), transform)
 
 
-# What a layer gives is multiplied by a layer scale [C, 1, 1], so the scale goes into the layer. Out of it comes a 1.
+# A layer's output is multiplied by a layer scale [C, 1, 1]. Reading multiplies the layer's weights by it instead;
+# writing gives a layer scale of 1.
 SCALED = Transform(
     lambda x, scale: x * scale.view(-1, *[1] * (x.ndim - 1)), lambda x, i: x if i == 0 else x.new_ones(len(x), 1, 1)
 )
 
 
-def _scaled(ours: str, openclip: str, scale: str) -> tuple[Row, Row]:
-    return tuple(Row(f"{ours}.{part}", (f"{openclip}.{part}", f"{scale}.gamma"), SCALED) for part in ("weight", "bias"))
+def _scaled(canonical: str, openclip: str, scale: str) -> tuple[Row, Row]:
+    return tuple(
+        Row(f"{canonical}.{part}", (f"{openclip}.{part}", f"{scale}.gamma"), SCALED) for part in ("weight", "bias")
+    )
 
 
-_BLOCK, _THEIR_BLOCK = "transformer.resblocks.#.", "text.transformer.resblocks.#."
+_BLOCK, _OPENCLIP_BLOCK = "transformer.resblocks.#.", "text.transformer.resblocks.#."
 _TEXT = (
-    _row(f"{_BLOCK}mixer.*", f"{_THEIR_BLOCK}token_mixer.reparam_conv.*"),
-    *_scaled(f"{_BLOCK}mlp.fc2", f"{_THEIR_BLOCK}mlp.fc2", f"{_THEIR_BLOCK}layer_scale"),
+    _row(f"{_BLOCK}mixer.*", f"{_OPENCLIP_BLOCK}token_mixer.reparam_conv.*"),
+    *_scaled(f"{_BLOCK}mlp.fc2", f"{_OPENCLIP_BLOCK}mlp.fc2", f"{_OPENCLIP_BLOCK}layer_scale"),
     *OPENCLIP[:-1],  # without its row of visual.**
 )
-_STAGE, _THEIR_STAGE = "visual.stages.#.", "visual.trunk.stages.#."
-_BLOCK, _THEIR_BLOCK = f"{_STAGE}blocks.#.", f"{_THEIR_STAGE}blocks.#."
+_STAGE, _OPENCLIP_STAGE = "visual.stages.#.", "visual.trunk.stages.#."
+_BLOCK, _OPENCLIP_BLOCK = f"{_STAGE}blocks.#.", f"{_OPENCLIP_STAGE}blocks.#."
 _ATTENTION = tuple(  # of blocks with attention, which come from stage 3 on
     row
     for stage in ("3", "4")
-    for ours, theirs in [(_BLOCK.replace("#", stage, 1), _THEIR_BLOCK.replace("#", stage, 1))]
+    for canonical, openclip in [(_BLOCK.replace("#", stage, 1), _OPENCLIP_BLOCK.replace("#", stage, 1))]
     for row in (
-        *_scaled(f"{ours}attn.out_proj", f"{theirs}token_mixer.proj", f"{theirs}layer_scale_1"),
-        *_scaled(f"{ours}mlp.fc2", f"{theirs}mlp.fc2", f"{theirs}layer_scale_2"),
+        *_scaled(f"{canonical}attn.out_proj", f"{openclip}token_mixer.proj", f"{openclip}layer_scale_1"),
+        *_scaled(f"{canonical}mlp.fc2", f"{openclip}mlp.fc2", f"{openclip}layer_scale_2"),
     )
 )
 _VIT = (
@@ -142,22 +145,22 @@ _VIT = (
     _row("visual.ln_post.*", "visual.trunk.norm.*"),
 )
 
-# Ours, and OpenCLIP's after the branches were folded; a table for each kind of image tower.
+# miniclip's names, and OpenCLIP's after the branches are folded; a table for each kind of image tower.
 TABLES = {
     "MCi": (
         *_TEXT,
         _row("visual.stem.#.*", "visual.trunk.stem.#.reparam_conv.*"),
-        _row(f"{_STAGE}downsample.conv.*", f"{_THEIR_STAGE}downsample.proj.0.reparam_conv.*"),
-        _row(f"{_STAGE}downsample.se.reduce.*", f"{_THEIR_STAGE}downsample.proj.0.se.fc1.*"),
-        _row(f"{_STAGE}downsample.se.expand.*", f"{_THEIR_STAGE}downsample.proj.0.se.fc2.*"),
-        _row(f"{_STAGE}downsample.pointwise.*", f"{_THEIR_STAGE}downsample.proj.1.reparam_conv.*"),
-        _row(f"{_STAGE}position.*", f"{_THEIR_STAGE}pos_emb.reparam_conv.*"),
-        _row(f"{_BLOCK}mixer.*", f"{_THEIR_BLOCK}token_mixer.reparam_conv.*"),
-        _row(f"{_BLOCK}norm.**", f"{_THEIR_BLOCK}norm.**"),
-        _row(f"{_BLOCK}attn.in_proj.weight", f"{_THEIR_BLOCK}token_mixer.qkv.weight"),
+        _row(f"{_STAGE}downsample.conv.*", f"{_OPENCLIP_STAGE}downsample.proj.0.reparam_conv.*"),
+        _row(f"{_STAGE}downsample.se.reduce.*", f"{_OPENCLIP_STAGE}downsample.proj.0.se.fc1.*"),
+        _row(f"{_STAGE}downsample.se.expand.*", f"{_OPENCLIP_STAGE}downsample.proj.0.se.fc2.*"),
+        _row(f"{_STAGE}downsample.pointwise.*", f"{_OPENCLIP_STAGE}downsample.proj.1.reparam_conv.*"),
+        _row(f"{_STAGE}position.*", f"{_OPENCLIP_STAGE}pos_emb.reparam_conv.*"),
+        _row(f"{_BLOCK}mixer.*", f"{_OPENCLIP_BLOCK}token_mixer.reparam_conv.*"),
+        _row(f"{_BLOCK}norm.**", f"{_OPENCLIP_BLOCK}norm.**"),
+        _row(f"{_BLOCK}attn.in_proj.weight", f"{_OPENCLIP_BLOCK}token_mixer.qkv.weight"),
         *_ATTENTION,
-        *_scaled(f"{_BLOCK}mlp.fc2", f"{_THEIR_BLOCK}mlp.fc2", f"{_THEIR_BLOCK}layer_scale"),
-        _row(f"{_BLOCK}mlp.**", f"{_THEIR_BLOCK}mlp.**"),
+        *_scaled(f"{_BLOCK}mlp.fc2", f"{_OPENCLIP_BLOCK}mlp.fc2", f"{_OPENCLIP_BLOCK}layer_scale"),
+        _row(f"{_BLOCK}mlp.**", f"{_OPENCLIP_BLOCK}mlp.**"),
         _row("visual.last.*", "visual.trunk.final_conv.reparam_conv.*"),
         _row("visual.se.reduce.*", "visual.trunk.final_conv.se.fc1.*"),
         _row("visual.se.expand.*", "visual.trunk.final_conv.se.fc2.*"),
@@ -180,7 +183,7 @@ TABLES = {
 }
 
 
-# One of these is among the names of every MobileCLIP: Apple's, OpenCLIP's, ours.
+# Every MobileCLIP has one of these names: Apple's files, OpenCLIP's, and miniclip's.
 SIGNS = re.compile(
     r"image_encoder\.model\..*"
     r"|visual\.trunk\.(stem\.0\.(conv_kxk\.0\.conv|reparam_conv)|patch_embed\.backbone\.0\.conv|norm_pre)\.weight"
@@ -193,19 +196,19 @@ def recognises(names: Iterable[str]) -> bool:
     return any(map(SIGNS.fullmatch, names))
 
 
-def is_ours(names: Iterable[str]) -> bool:
-    """Whether the names of a MobileCLIP are those that a model of ours gives its tensors."""
+def is_canonical(names: Iterable[str]) -> bool:
+    """Whether the names of a MobileCLIP are those in miniclip's state dict."""
     return "visual.stem.0.weight" in names or "visual.proj_bias" in names
 
 
 def read(
     tensors: Mapping[str, Tensor], config: MobileCLIPConfig | None, activation: str | None
 ) -> tuple[MobileCLIPConfig, Mapping[str, Tensor]]:
-    """The config, inferred unless it is known, and the tensors under our names, from a file's own."""
+    """The config, inferred unless it is known, and the tensors under miniclip's names, from those of any file."""
     if activation not in (None, "gelu"):
         raise CheckpointError(f"every MobileCLIP has gelu, not {activation}: leave activation= out")
     code = None
-    if not is_ours(tensors):
+    if not is_canonical(tensors):
         code = "apple" if any(name.startswith("image_encoder.") for name in tensors) else "openclip"
         fused = reparameterize(tensors)
         tensors = to_canonical("MobileCLIP", fused, TABLES[tower_of(fused, "visual.trunk.")])
@@ -221,10 +224,10 @@ def tower_of(names: Iterable[str], prefix: str) -> str:
 
 
 def infer(shapes: Mapping[str, tuple[int, ...]], code: str | None = None) -> MobileCLIPConfig:
-    """The config of tensors that have our names, as far as they tell.
+    """The config of tensors under miniclip's names, as far as names and shapes tell it.
 
-    code: a key of `CONV_VIT`, which MobileCLIP-B is run as: that of the code which uses the file's names. L-14 of the
-    first and of the second generation look alike; the second is taken, whose pictures are resized bicubically.
+    code: for MobileCLIP-B, a key of `CONV_VIT`: the code whose names the file has. L-14 of the first and of the second
+    generation have equal shapes; the second is taken, whose pictures are resized bicubically.
     """
     kind = tower_of(shapes, "visual.")
     if kind == "ViT":
@@ -252,8 +255,8 @@ def infer(shapes: Mapping[str, tuple[int, ...]], code: str | None = None) -> Mob
 def reparameterize(tensors: Mapping[str, Tensor]) -> Converted:
     """A MobileCLIP's tensors with every branch of training folded, under OpenCLIP's names.
 
-    tensors: under Apple's or OpenCLIP's names, folded or not, also in part. Each is read, and folded, whenever it is
-    asked for. Raises CheckpointError for a module that lacks one of its branches, or has one too many.
+    tensors: under Apple's or OpenCLIP's names; all, some or none of their modules may be folded already. Each tensor is
+    read and folded whenever it is used. CheckpointError for a module with a missing or an additional branch.
     """
     tensors = _renamed(tensors)
     plan, modules = {}, defaultdict(dict)
@@ -273,7 +276,7 @@ def reparameterize(tensors: Mapping[str, Tensor]) -> Converted:
 
 
 def _renamed(tensors: Mapping[str, Tensor]) -> Converted:
-    """Apple's names become OpenCLIP's, others stay; counters of batches are left out."""
+    """The tensors under OpenCLIP's names instead of Apple's, without BatchNorm's counters of batches."""
     found = {match[1] for name in tensors if (match := re.search(r"\.network\.(\d{1,4})\.proj\.", name))}
     downsamples = sorted(map(int, found))
     plan = {}
@@ -311,7 +314,7 @@ def _same(x: Tensor) -> Tensor:
 
 
 def _check_branches(module: str, names: Iterable[str], large: bool) -> None:
-    """Raise if a MobileOne, `module` or the mixer of a RepMixer, is not the sum that it should be."""
+    """CheckpointError unless a MobileOne, `module` or the mixer of a RepMixer, has exactly its branches."""
     if any(name.startswith("mixer.") for name in names):
         module, names = f"{module}.mixer", [name.removeprefix("mixer.") for name in names if name.startswith("mixer.")]
     expected, got = expected_branches(module, large), {name.split(".")[0] for name in names}
@@ -320,7 +323,7 @@ def _check_branches(module: str, names: Iterable[str], large: bool) -> None:
 
 
 def expected_branches(module: str, large: bool) -> set[str]:
-    """Of a MobileOne; large: in MCi3 or MCi4. Empty for other modules."""
+    """The branches of a MobileOne; empty for other modules. large: it is part of MCi3 or MCi4."""
     branches = next((branches for pattern, branches in BRANCHES if re.fullmatch(pattern, module)), set())
     return branches - {"conv_scale"} if large and ".stem." in module else branches
 
@@ -343,7 +346,7 @@ def _fold(kernel: Tensor, parts: Parts, norm: str) -> KernelAndBias:
 
 
 def delta(kernel: Tensor) -> Tensor:
-    """The kernel, of the same shape, that changes nothing. An output channel sees only the inputs of its group."""
+    """The kernel of the same shape that makes a convolution the identity, also in groups of channels."""
     outputs, inputs, height, width = kernel.shape
     same = torch.zeros_like(kernel)
     same[torch.arange(outputs), torch.arange(outputs) % inputs, height // 2, width // 2] = 1
@@ -394,8 +397,8 @@ def _conv_norm(parts: Parts) -> KernelAndBias:
     return _fold(kernel, parts, "bn")
 
 
-# A pattern of names, with the module that they are in and what is left of them; how that module is folded; and what the
-# names of the result have before weight and bias. The first that matches counts.
+# A pattern of names, whose groups are the module and the name within it; the function that folds the module; and the
+# prefix of weight and bias in the result. The first pattern that matches counts.
 FOLDS = (
     (r"(.*\.token_mixer)\.((?:mixer|norm|layer_scale)\..*)", _rep_mixer, "reparam_conv."),
     (r"(.*)\.((?:large_conv|small_conv)\..*)", _large_kernel, "reparam_conv."),

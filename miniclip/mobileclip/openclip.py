@@ -1,7 +1,7 @@
-"""MobileCLIP as OpenCLIP has it: its directories, in and out, and its tensors, out.
+"""MobileCLIP in OpenCLIP's form: its directories are read and written, and the tensors are unfolded.
 
-OpenCLIP builds the model that is trained, with all its branches. So what goes out has them too: one does all the work,
-and the others are zero.
+OpenCLIP builds the model as it is trained, with all its branches. So tensors are written for all branches: one has the
+folded weights, and the others are zero.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ TIMM = {  # names of image towers, in timm
     "vit_large_patch14_clip_224": VIT_L,
 }
 TIMM_FIELDS = {"timm_model_name", "timm_model_pretrained", "timm_drop", "timm_drop_path"}  # known, or of training
-UNFOLDED = (  # of the names after folding, those of convolutions that were folded, with their modules
+UNFOLDED = (  # patterns of the names of folded convolutions; the group is the module
     r"(.*)\.reparam_conv\.(?:weight|bias)",
     r"(.*\.mlp\.conv)\.(?:weight|bias)",
     r"(.*\.patch_embed\.backbone\.\d+)\.(?:weight|bias)",
@@ -67,7 +67,7 @@ def write(config: MobileCLIPConfig, tensors: Mapping[str, Tensor], folder: Path)
 
 
 def openclip_json(config: MobileCLIPConfig) -> dict:
-    """open_clip_config.json. CheckpointError for what OpenCLIP does not have, or computes otherwise."""
+    """open_clip_config.json. CheckpointError for a model that OpenCLIP does not have, or computes differently."""
     timm = next((name for name, tower in TIMM.items() if tower == config.vision), None)
     if timm is None or config.text_taps:
         raise CheckpointError(
@@ -139,7 +139,7 @@ def _part(module: str, large: bool, part: str, kernel: Tensor, bias: Tensor) -> 
 
 
 def _unfolded(module: str, large: bool, kernel: Tensor, bias: Tensor) -> Parts:
-    if module.endswith(".token_mixer"):  # the mixer has all of it, less the residual sum
+    if module.endswith(".token_mixer"):  # the mixer has all but the residual
         mixer = _branches(f"{module}.mixer", large, kernel - delta(kernel), bias)
         parts = {f"mixer.{name}": tensor for name, tensor in mixer.items()}
         return parts | _norm("norm.identity", 0 * bias, 0) | {"layer_scale.gamma": torch.ones_like(bias)[:, None, None]}

@@ -1,4 +1,4 @@
-"""MobileCLIP: CLIP with convolutional towers (Vasu et al. 2024; Faghri et al. 2025), in the form that runs.
+"""MobileCLIP: CLIP with convolutional towers (Vasu et al. 2024; Faghri et al. 2025), folded for inference.
 
 In training, most of these convolutions are sums of several branches, each with a BatchNorm. A sum of convolutions is a
 convolution, so the branches are folded into one when a file is read: see `miniclip.mobileclip.names`, which has the
@@ -30,7 +30,7 @@ def conv(inputs: int, outputs: int, kernel: int | tuple[int, int], stride: int =
 
 
 class SqueezeExcite(nn.Module):
-    """Weigh each channel, between 0 and 1, by what all channels are on average (Hu et al. 2018)."""
+    """Squeeze and excitation: scale each channel by a sigmoid of all channels' means (Hu et al. 2018)."""
 
     def __init__(self, channels: int, hidden: int):
         super().__init__()
@@ -43,7 +43,7 @@ class SqueezeExcite(nn.Module):
 
 
 class ConvMLP(nn.Module):
-    """A convolution of each channel by itself, then at each position two linear layers around GELU."""
+    """A depthwise convolution, then at each position two linear layers with GELU between them."""
 
     def __init__(self, channels: int, kernel: int | tuple[int, int], ratio: int):
         super().__init__()
@@ -56,7 +56,7 @@ class ConvMLP(nn.Module):
 
 
 class ConvBlock(nn.Module):
-    """RepMixer: positions are mixed by a convolution of each channel, which has the residual sum folded into it."""
+    """RepMixer: a depthwise convolution mixes positions, with its residual connection folded into it; then an MLP."""
 
     def __init__(self, channels: int, kernel: int | tuple[int, int], mlp_kernel: int | tuple[int, int], ratio: int):
         super().__init__()
@@ -115,13 +115,13 @@ class Downsample(nn.Module):
 
 
 class Stage(nn.Module):
-    """The blocks of one resolution, after what leads there."""
+    """One resolution: a downsampling, a convolution for positions where blocks attend, and the blocks."""
 
     def __init__(self, config: MCiConfig, index: int):
         super().__init__()
         channels, attends = config.widths[index], index >= 3
         self.downsample = Downsample(channels, index in config.squeezed) if index else nn.Identity()
-        # Attention alone would not know where a position is.
+        # Attention has no other information about positions.
         self.position = conv(channels, channels, 7, groups=channels) if attends else nn.Identity()
         self.blocks = nn.ModuleList(
             MapAttentionBlock(channels, config.mlp_ratio, config.norm)
@@ -154,7 +154,7 @@ class MCi(nn.Module):
 
     @property
     def blocks(self) -> list[nn.Module]:
-        """What follows one another between the first layers and the last: the stages."""
+        """The modules that run one after another between the first layers and the last: the stages."""
         return list(self.stages)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -191,7 +191,7 @@ class ConvVisionTransformer(nn.Module):
 
     @property
     def blocks(self) -> list[nn.Module]:
-        """What follows one another between the first layers and the last: the transformer's blocks."""
+        """The modules that run one after another between the first layers and the last: the transformer's blocks."""
         return list(self.transformer.resblocks)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -216,7 +216,7 @@ class BiasedVisionTransformer(VisionTransformer):
 
 
 class TokenConvBlock(ConvBlock):
-    """RepMixer over tokens: x [N, L, D] is a map of one row. Takes `causal` as attention blocks do, which it is not."""
+    """RepMixer over tokens: x [N, L, D] is a map of one row. `causal` is there as in attention blocks, and ignored."""
 
     def __init__(self, width: int, taps: int):
         super().__init__(width, (1, taps), (1, taps), ratio=4)
@@ -226,7 +226,7 @@ class TokenConvBlock(ConvBlock):
 
 
 class ConvTransformer(Transformer):
-    """A transformer between two blocks of convolution, all numbered in one row."""
+    """A transformer with a convolution block before and after its own blocks, all in one list."""
 
     def __init__(self, config: TransformerConfig, taps: int):
         super().__init__(config)
@@ -235,7 +235,7 @@ class ConvTransformer(Transformer):
 
 
 class MobileCLIP(CLIP):
-    """Both towers. Names of tensors are OpenAI's where OpenAI has such a tensor."""
+    """Both towers. Tensors have OpenAI's names wherever OpenAI's CLIP has such a tensor."""
 
     towers: ClassVar = {MCiConfig: MCi, ConvViTConfig: ConvVisionTransformer, ViTConfig: BiasedVisionTransformer}
 

@@ -29,7 +29,7 @@ class VisionTransformer(nn.Module):
 
     @property
     def blocks(self) -> list[nn.Module]:
-        """What follows one another between the first layers and the last: the transformer's blocks."""
+        """The modules that run one after another between the first layers and the last: the transformer's blocks."""
         return list(self.transformer.resblocks)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -38,4 +38,4 @@ class VisionTransformer(nn.Module):
         x = torch.cat([class_token, patches], dim=1)
         x = x + self.positional_embedding.to(x.dtype)
         x = self.transformer(self.ln_pre(x))
-        return self.ln_post(x[:, 0]) @ self.proj  # the class token speaks for the image
+        return self.ln_post(x[:, 0]) @ self.proj  # the class token is pooled
