@@ -30,7 +30,7 @@ from miniclip.io import printable
 from miniclip.loading import load
 from miniclip.models import CLIP
 from miniclip.preprocess import ImageError, Preprocess, open_image
-from miniclip.zero_shot import zero_shot_weights
+from miniclip.zero_shot import probabilities, zero_shot_weights
 
 Source = str | Path | Image.Image | np.ndarray
 Model = str | Path | CLIP | tuple[CLIP, Callable[[Image.Image], Tensor]]
@@ -132,9 +132,9 @@ def label_pictures(
     weights = zero_shot_weights(model, labels, templates)
     embeddings, faults = embed_images(model, preprocess, [picture.source for picture in pictures])
     cosines = embeddings @ weights
-    probabilities = (model.logit_scale.detach().exp().float().cpu() * cosines).softmax(dim=-1)
+    scores = probabilities(embeddings, weights, model.logit_scale.exp())
     used = [picture for i, picture in enumerate(pictures) if i not in faults]
-    rows = zip(used, probabilities.tolist(), cosines.tolist(), strict=True)
+    rows = zip(used, scores.tolist(), cosines.tolist(), strict=True)
     results = [
         Labels(picture, sorted(map(Label, labels, *figures), key=lambda label: -label.score))
         for picture, *figures in rows

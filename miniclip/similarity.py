@@ -48,6 +48,15 @@ def similarity_topk(
     return tuple(torch.cat(part) for part in zip(*parts, strict=True))
 
 
+def beside(logit_scale: Tensor, *embeddings: Tensor) -> tuple[Tensor, ...]:
+    """Unit embeddings [N, E] where the scale is: that is the model's device, whose similarities are computed there.
+
+    On a GPU they are in float16, which the kernels take; the logits of float16 models are off by as much.
+    """
+    dtype = torch.float16 if logit_scale.is_cuda else torch.float32
+    return tuple(x.to(logit_scale.device, dtype) for x in embeddings)
+
+
 def _topk(logits: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     index = _best(logits.detach(), k)
     largest = logits.detach().amax(1)  # apart from the sum: the rounding of their logsumexp would show

@@ -4,6 +4,8 @@ As in the CLIP paper (Radford et al. 2021, section 3.1.4). For N pictures and C 
 
     zero_shot_weights   class names, templates   -> one unit vector for each class [E, C]
     prompt_weights      class names, templates   -> one unit vector for each prompt [templates, E, C]
+    probabilities       pictures [N, E], weights -> the softmax over the classes [N, C]
+    nearest             pictures [N, E], weights -> the k most probable classes of each picture
     classify            pictures [N, E], weights -> each picture's nearest class, and the rank of its true class
     topk_accuracy       scores [N, C], targets   -> the share of pictures whose true class is among the k best
 """
@@ -25,6 +27,7 @@ from miniclip.data.templates import TEMPLATES
 from miniclip.embed import as_list, embed_texts
 from miniclip.io import save_tensors, update_digest
 from miniclip.models import CLIP
+from miniclip.similarity import beside, similarity_softmax, similarity_topk
 
 CACHE_VERSION = 1  # raise it when the same model and prompts give other weights
 CHUNK_SCORES = 1 << 22  # scores held in memory at once: 16 MiB
@@ -162,14 +165,24 @@ def classify(images: Tensor, weights: Tensor, targets: Tensor) -> tuple[Tensor, 
     return predicted, found
 
 
-def confidences(images: Tensor, weights: Tensor, chosen: Tensor, scale: float) -> Tensor:
-    """The probability of each picture's chosen class, float32 [N], in the softmax of scale * cosines.
+def probabilities(images: Tensor, weights: Tensor, logit_scale: Tensor) -> Tensor:
+    """The softmax of logit_scale * cosines, float32 [N, C] on the CPU.
 
-    images, weights: as for `classify`; chosen: int64 [N]; scale: the model's `logit_scale.exp()`. A probability only
-    compares the given classes: it is high also where none of them is right.
+    images, weights: as for `classify`, of unit length; logit_scale: the model's `logit_scale.exp()`, on whose device
+    they are computed. A probability only compares the given classes: it is high also where none of them is right.
     """
-    parts = _scores(images, weights, chosen)
-    return torch.cat([(scale * scores).softmax(1).gather(1, own[:, None])[:, 0] for scores, own in parts])
+    logit_scale = logit_scale.detach().float()
+    return similarity_softmax(*beside(logit_scale, images, weights.T), logit_scale).cpu()
+
+
+def nearest(images: Tensor, weights: Tensor, logit_scale: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
+    """The k classes with the highest `probabilities`, best first: those float32 [N, k], and their numbers int64 [N, k].
+
+    The N x C probabilities are never all in memory.
+    """
+    logit_scale = logit_scale.detach().float()
+    found = similarity_topk(*beside(logit_scale, images, weights.T), logit_scale, k)
+    return found[0].cpu(), found[1].cpu()
 
 
 def _scores(images: Tensor, weights: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

@@ -29,7 +29,7 @@ from miniclip.data.lists import DataError
 from miniclip.embed import as_list, embed_images
 from miniclip.models import CLIP
 from miniclip.preprocess import ImageError, Preprocess
-from miniclip.zero_shot import check_unit, prompt_weights, zero_shot_weights
+from miniclip.zero_shot import check_unit, nearest, probabilities, prompt_weights, zero_shot_weights
 
 Picture = str | Path | Image.Image
 Pictures = Picture | Sequence[Picture] | Tensor
@@ -76,7 +76,7 @@ class ZeroShotClassifier:
             raise DataError("a class is given twice; expected each once")
         if ensemble not in ENSEMBLES:
             raise DataError(f"the ensemble is {ensemble!r}; expected one of {', '.join(ENSEMBLES)}")
-        self.model, self.classes = model, classes
+        self.model, self.classes, self.ensemble = model, classes, ensemble
         if ensemble == "embeddings":
             self.weights = zero_shot_weights(model, classes, templates, cache)  # [E, C]
         else:
@@ -93,14 +93,21 @@ class ZeroShotClassifier:
     def probabilities(self, pictures: Pictures) -> Tensor:
         """The softmax of the logits, [N, C]. It only compares these classes with each other."""
         with torch.no_grad():
-            return self.logits(pictures).softmax(dim=1)
+            if self.ensemble == "logits":  # the weights are not of unit length
+                return self.logits(pictures).softmax(dim=1)
+            return probabilities(embed_pictures(self.model, pictures), self.weights, self.model.logit_scale.exp())
 
     def predict(self, pictures: Pictures, threshold: float | None = None) -> list[str | None]:
         """The best class of each picture; None where its score is below the threshold, if one is given.
 
         A threshold turns "which of these" into "which of these, if any" (open-set recognition). See `choose_threshold`.
         """
-        best, places = self.scores(pictures).max(dim=1)
+        if self.ensemble == "logits":
+            best, places = self.scores(pictures).max(dim=1)
+        else:
+            images = embed_pictures(self.model, pictures)
+            places = nearest(images, self.weights, self.model.logit_scale.exp())[1][:, 0]
+            best = (images * self.weights.T[places]).sum(dim=1)
         known = best >= (-torch.inf if threshold is None else threshold)
         return [
             self.classes[place] if is_known else None

@@ -26,7 +26,7 @@ from miniclip.evaluation.probe import few_shot, linear_probe
 from miniclip.evaluation.study import Study, embed_study
 from miniclip.models import CLIP
 from miniclip.tokenizer import clean
-from miniclip.zero_shot import classify, confidences, expand_templates, shares, zero_shot_weights
+from miniclip.zero_shot import classify, expand_templates, nearest, shares, zero_shot_weights
 
 TASKS = ("zero-shot", "retrieval")
 PROBES = ("linear-probe", "few-shot")  # these need training pictures
@@ -115,7 +115,7 @@ def evaluate(
 def _zero_shot(study: Study, weights: Tensor, seed: int) -> dict:
     classes, targets = study.classes, study.targets
     predicted, found = classify(study.images, weights, targets)
-    probabilities = confidences(study.images, weights, predicted, study.scale)
+    probabilities = nearest(study.images, weights, study.model.logit_scale.exp())[0][:, 0]
     matrix = confusion_matrix(targets, predicted, len(classes))
     accuracy, right = shares(found, (1, 5)), found < 1
     counts, recalls = matrix.sum(1).tolist(), class_recall(targets, right, len(classes))

@@ -24,7 +24,7 @@ from miniclip.evaluation.report import predictions
 from miniclip.evaluation.study import Study, picture_of
 from miniclip.evaluation.tables import percent
 from miniclip.table import columns
-from miniclip.zero_shot import classify, confidences, expand_templates, shares, zero_shot_weights
+from miniclip.zero_shot import classify, expand_templates, nearest, shares, zero_shot_weights
 
 SHOWN = 5  # names below each picture
 DRAWN = 4  # right answers, and as many wrong ones
@@ -34,6 +34,7 @@ def measure(study: Study, templates: Sequence[str] = ("{}",), seed: int = 0) -> 
     """templates: prompts or names of sets, used as one ensemble. seed: which pictures are drawn."""
     weights = zero_shot_weights(study.model, study.classes, templates)
     predicted, ranks = classify(study.images, weights, study.targets)
+    probabilities = nearest(study.images, weights, study.model.logit_scale.exp())[0][:, 0]
     cosines = study.images @ weights
     number = len(study.classes)
     return {
@@ -47,9 +48,7 @@ def measure(study: Study, templates: Sequence[str] = ("{}",), seed: int = 0) -> 
         "cosine": {"right_name": _mean_std(cosines.gather(1, study.targets[:, None])), "all_names": _mean_std(cosines)},
         "too_often": _too_often(study, predicted),
         "drawn": _answers(study, cosines, ranks, seed),
-        "predictions": predictions(
-            study, predicted, ranks, confidences(study.images, weights, predicted, study.scale)
-        ),
+        "predictions": predictions(study, predicted, ranks, probabilities),
     }
 
 
