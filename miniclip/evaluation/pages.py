@@ -27,10 +27,8 @@ def as_json(results: dict[str, dict[str, dict]]) -> dict:
 
     results: of `report.evaluate`, by data set and then by model.
     """
-    reports = {
-        data: next(iter(found.values())) if len(found) == 1 else {"models": found} for data, found in results.items()
-    }
-    return next(iter(reports.values())) if len(reports) == 1 else {"data": reports}
+    reports = {data: {"models": found} if len(found) > 1 else _first(found) for data, found in results.items()}
+    return {"data": reports} if len(reports) > 1 else _first(reports)
 
 
 def write_reports(
@@ -43,25 +41,25 @@ def write_reports(
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "report.json", as_json(results))
     for data, found in results.items():
-        _draw_figures(found, examples[data], folder if len(results) == 1 else folder / _file_name(data), seed)
+        of_data = folder / _file_name(data) if len(results) > 1 else folder
+        for name, result in found.items():
+            own = of_data / _file_name(name) if len(found) > 1 else of_data
+            own.mkdir(parents=True, exist_ok=True)
+            if "zero_shot" in result:
+                predictions = result["zero_shot"]["predictions"]
+                plot_answers(predictions, examples[data], own / "answers.png", seed)
+                plot_mistakes(predictions, examples[data], own / "mistakes.png")
+                plot_confusion(predictions, own / "confusion.png")
+        if "few_shot" in _first(found):
+            plot_few_shot(found, of_data / "few_shot.png")
+
+
+def _first(values: dict[str, dict]) -> dict:
+    return next(iter(values.values()))
 
 
 def _file_name(name: str) -> str:
     return re.sub(r"[^\w.@-]+", "-", name).strip("-.")
-
-
-def _draw_figures(results: dict[str, dict], examples: Sequence[Example], folder: Path, seed: int) -> None:
-    """The figures of one data set. results: by the name of the model."""
-    for name, result in results.items():
-        own = folder if len(results) == 1 else folder / _file_name(name)
-        own.mkdir(parents=True, exist_ok=True)
-        if "zero_shot" in result:
-            predictions = result["zero_shot"]["predictions"]
-            plot_answers(predictions, examples, own / "answers.png", seed)
-            plot_mistakes(predictions, examples, own / "mistakes.png")
-            plot_confusion(predictions, own / "confusion.png")
-    if "few_shot" in next(iter(results.values())):
-        plot_few_shot(results, folder / "few_shot.png")
 
 
 def plot_answers(

@@ -146,11 +146,8 @@ def _histograms(space: Space, rows: Tensor, text_rows: Tensor) -> tuple[list[flo
     values += [cosines[own], cosines[~own]]
     every = torch.cat(values)
     edges = torch.linspace(every.min().item(), every.max().item(), BINS + 1)
-    return edges.tolist(), [_density(part, edges) for part in values]
-
-
-def _density(values: Tensor, edges: Tensor) -> list[float] | None:
-    return torch.histogram(values, edges, density=True).hist.tolist() if len(values) else None
+    densities = [torch.histogram(part, edges, density=True).hist.tolist() if len(part) else None for part in values]
+    return edges.tolist(), densities
 
 
 def _points(space: Space, places: Tensor, kinds: Tensor, names: Tensor) -> list[dict]:
@@ -203,24 +200,19 @@ def _draw_plane(axis, result: dict) -> None:
     colours = dict(zip(large, KIND_COLOURS, strict=False))
     text_of = {point["name"]: point for point in texts}
     for picture in pictures:
-        if picture["name"] in text_of:
-            text, colour = text_of[picture["name"]], colours.get(picture["kind"], "lightgrey")
-            axis.plot([picture["x"], text["x"]], [picture["y"], text["y"]], color=colour, linewidth=0.5, zorder=0)
-    others = ("lightgrey", "lightgrey", "other kinds", None) if large else ("C0", "C1", "a picture", "a text")
-    _scatter(axis, [point for point in pictures if point["kind"] not in colours], "o", others[0], others[2])
-    _scatter(axis, [point for point in texts if point["kind"] not in colours], "s", others[1], others[3])
-    for kind, colour in colours.items():
-        _scatter(axis, [point for point in pictures if point["kind"] == kind], "o", colour, kind)
-        _scatter(axis, [point for point in texts if point["kind"] == kind], "s", colour, None)
+        if text := text_of.get(picture["name"]):
+            ends = [picture["x"], text["x"]], [picture["y"], text["y"]]
+            axis.plot(*ends, color=colours.get(picture["kind"], "lightgrey"), linewidth=0.5, zorder=0)
+    for points, marker, other in ((pictures, "o", "C0"), (texts, "s", "C1")):
+        edges = [colours.get(point["kind"], "lightgrey" if large else other) for point in points]
+        style = {"marker": marker, "s": 24, "edgecolor": edges, "facecolor": edges if marker == "o" else "white"}
+        axis.scatter([point["x"] for point in points], [point["y"] for point in points], **style)
+    others = {"other kinds": "lightgrey"} if len(counts) > len(colours) else {}
+    for label, colour in ((colours | others) if large else {"a picture": "C0", "a text": "C1"}).items():
+        axis.scatter([], [], s=24, color=colour, label=label)
     first, second = result["explained"]
     axis.set(xlabel=f"first component, {first:.1%} of the variance", ylabel=f"second component, {second:.1%}")
     axis.set(aspect="equal", adjustable="datalim")
     axis.set_title("dots: pictures; squares: their texts", fontsize=10)
     open_frame(axis)
     axis.legend(fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=5)
-
-
-def _scatter(axis, points: list[dict], marker: str, colour: str, label: str | None) -> None:
-    if points:
-        style = {"marker": marker, "edgecolor": colour, "facecolor": "white" if marker == "s" else colour}
-        axis.scatter([point["x"] for point in points], [point["y"] for point in points], s=24, label=label, **style)

@@ -51,7 +51,7 @@ def describe(config: CLIPConfig, counted: Counted | None = None) -> dict:
     counted: FLOPs of the towers that were counted before; those of this model are added.
     """
     model = blank_model(config, torch.float32).eval()
-    image, total = _parameters(model.visual), _parameters(model)
+    image, total = (sum(x.numel() for x in part.parameters()) for part in (model.visual, model))
     image_flops, text_flops = _flops(model, {} if counted is None else counted)
     return {
         "tower": config.vision.summary,
@@ -67,10 +67,6 @@ def describe(config: CLIPConfig, counted: Counted | None = None) -> dict:
         "image_flops": image_flops,
         "text_flops": text_flops,
     }
-
-
-def _parameters(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _bytes(module: nn.Module) -> int:
@@ -117,22 +113,23 @@ def table(result: Mapping) -> str:
 def draw(result: Mapping):
     """Two panels over the same models: parameters of both towers, and FLOPs of both on a logarithmic scale."""
     rows = result["models"]
+    names, places = [row["name"] for row in rows], range(len(rows))
+    images, texts = ([row[f"{tower}_parameters"] / 1e6 for row in rows] for tower in ("image", "text"))
     figure = new_figure(11.5, 0.28 * len(rows) + 1.8)
     size, work = figure.subplots(1, 2, sharey=True)
-    for place, row in enumerate(rows):
-        image, text, total = (row[f"{tower}parameters"] / 1e6 for tower in ("image_", "text_", ""))
-        size.barh(place, image, color="tab:blue", label="image tower" if place == 0 else None)
-        size.barh(place, text, left=image, color="tab:orange", label="text tower" if place == 0 else None)
-        size.text(total, place, f" {total:.0f} M", va="center", fontsize=8)
-        image, text = (row[f"{tower}_flops"] / 1e9 for tower in ("image", "text"))
-        work.plot([image, text], [place, place], color="lightgrey", zorder=0)
-        work.plot(image, place, "o", color="tab:blue", label="one picture" if place == 0 else None)
-        work.plot(text, place, "o", color="tab:orange", label="one text of full length" if place == 0 else None)
-        above = {"xytext": (0, 5), "textcoords": "offset points", "ha": "center", "fontsize": 7}
-        work.annotate(f"{image:.3g}", (image, place), **above)
-    size.set_yticks(range(len(rows)), [row["name"] for row in rows], fontsize=9)
+    size.barh(places, images, color="tab:blue", label="image tower")
+    bars = size.barh(places, texts, left=images, color="tab:orange", label="text tower")
+    size.bar_label(bars, [f" {row['parameters'] / 1e6:.0f} M" for row in rows], fontsize=8)
+    size.set_yticks(places, names, fontsize=9)
     size.set(xlabel="millions", xlim=(0, 1.12 * max(row["parameters"] for row in rows) / 1e6), ylim=(-0.8, len(rows)))
     size.set_title("parameters", fontsize=11)
+    images, texts = ([row[f"{tower}_flops"] / 1e9 for row in rows] for tower in ("image", "text"))
+    work.hlines(places, images, texts, color="lightgrey", zorder=0)
+    work.plot(images, places, "o", color="tab:blue", label="one picture")
+    work.plot(texts, places, "o", color="tab:orange", label="one text of full length")
+    for place, flops in zip(places, images, strict=True):
+        above = {"xytext": (0, 5), "textcoords": "offset points", "ha": "center", "fontsize": 7}
+        work.annotate(f"{flops:.3g}", (flops, place), **above)
     work.set(xlabel="GFLOP, logarithmic", xscale="log")
     work.set_title("FLOPs", fontsize=11)
     plain_ticks(work.xaxis)

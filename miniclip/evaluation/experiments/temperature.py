@@ -42,7 +42,8 @@ def measure(study: Study, templates: Sequence[str] = ("{}",)) -> dict:
     fitted = likeliest_scale(cosines, study.targets)
     scales = {**dict.fromkeys(_without(study.scale, SCALES), ""), study.scale: OWN, fitted: LIKELIEST}
     rows = [{"scale": x, "what": what, **at_scale(cosines, study.targets, x)} for x, what in sorted(scales.items())]
-    typical = _typical(cosines, study)
+    confidence = (study.scale * cosines).softmax(1).amax(1)
+    typical = int((confidence - confidence.median()).abs().argmin())
     return {
         "model_scale": study.scale,
         "likeliest_scale": fitted,
@@ -59,12 +60,6 @@ def measure(study: Study, templates: Sequence[str] = ("{}",)) -> dict:
 def _without(scale: float, scales: Sequence[float]) -> list[float]:
     """The scales that differ from `scale` by more than rounding: exp(ln 100) is not quite 100."""
     return [other for other in scales if not math.isclose(other, scale, rel_tol=0.01)]
-
-
-def _typical(cosines: Tensor, study: Study) -> int:
-    """The picture with the median confidence."""
-    confidence = (study.scale * cosines).softmax(1).amax(1)
-    return int((confidence - confidence.median()).abs().argmin())
 
 
 def at_scale(cosines: Tensor, targets: Tensor, scale: float) -> dict:
@@ -165,19 +160,13 @@ def _draw_reliability(axis, result: dict) -> None:
 
 
 def _draw_curves(axis, result: dict) -> None:
-    rows = result["scales"]
-    scales = [row["scale"] for row in rows]
-    most = math.log(len(result["example"]["cosines"]))
-    for label, colour, values in (
-        ("confidence", "tab:green", [row["confidence"] for row in rows]),
-        (
-            f"entropy / ln {len(result['example']['cosines']):,}",
-            "tab:purple",
-            [row["entropy"] / most for row in rows],
-        ),
-        ("calibration error, ECE", "tab:red", [row["ece"] for row in rows]),
+    scales, number = [row["scale"] for row in result["scales"]], len(result["example"]["cosines"])
+    for label, colour, key, unit in (
+        ("confidence", "tab:green", "confidence", 1),
+        (f"entropy / ln {number:,}", "tab:purple", "entropy", math.log(number)),
+        ("calibration error, ECE", "tab:red", "ece", 1),
     ):
-        axis.plot(scales, values, "o-", color=colour, label=label)
+        axis.plot(scales, [row[key] / unit for row in result["scales"]], "o-", color=colour, label=label)
     axis.axhline(result["accuracy"], color="grey", linestyle="--", label="accuracy")
     axis.axvline(result["model_scale"], color="tab:blue", linestyle=":", label=OWN.strip(", "))
     axis.set_title("all pictures, by scale", fontsize=11)
