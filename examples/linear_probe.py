@@ -1,10 +1,10 @@
-"""Teach a model kinds of things that it has no words for: a linear probe on its embeddings (needs scikit-learn).
+"""Compare zero-shot classification with a linear probe on the embeddings (needs scikit-learn).
 
     pip install "miniclip[probe]"
     python examples/linear_probe.py [--model NAME_OR_PATH]
 
-The sample that ships has twelve drawings of each of twenty kinds: birds, tools, clothing ... Half of each kind are
-learnt from, the other half are named, first by the words alone (zero-shot), then by what was learnt.
+The sample that comes with miniclip has twelve drawings of each of twenty kinds: birds, tools, clothing ... The probe is
+trained on half of each kind. Both are measured on the other half.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Is it better to ask in several ways? Accuracy of single prompts and of their ensembles, on drawings that ship.
+"""Are several prompts better than one? Accuracy of single prompts and of their ensembles, on the sample drawings.
 
     python examples/prompt_ensembles.py [--model NAME_OR_PATH] [--data DATASET] [--template "a photo of a {}." ...]
 """

@@ -3,9 +3,9 @@
 They are a part of the 1,680 held-out drawings that the tiny models are measured on, chosen by their names alone. A
 folder of drawings made by examples/pictograms.py is made into the file by
 
-    python -c "from miniclip.data.sample import *; make_sample('pictograms', 'miniclip/evaluation/sample.zip')"
+    python -c "from miniclip.data.sample import *; make_sample('pictograms', 'miniclip/data/sample.zip')"
 
-In it lie sample.json, a list as `miniclip.data.batches` describes it, and the pictures, 96 x 96 on white, WebP without
+In it lie sample.json, a list as `miniclip.data.lists` describes it, and the pictures, 96 x 96 on white, WebP without
 loss. Unpacked, it is a data set like any other.
 """
 
