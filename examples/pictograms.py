@@ -1,18 +1,19 @@
-"""Emoji artwork as a data set of pictures with English captions: real drawings, real names, open licences.
+"""Makes a data set of pictures with English captions from emoji artwork under open licences.
 
-    pip install 'miniclip[pictograms]'            # resvg-py, which draws SVG; npm must be there too
+    pip install 'miniclip[pictograms]'            # resvg-py, which draws SVG; npm must be installed too
     python examples/pictograms.py OUT_DIR         # a minute and a half on one core
 
-Nine sets are for training; Noto's drawings are held out whole, a test in a style never seen. OUT_DIR then holds
+Nine sets are for training. All of Noto's drawings are held out, to test on a style that is not in the training data.
+OUT_DIR then contains
 
-    images/<set>/<icon>.png    96 x 96 RGBA on a transparent background: 1.5 times the 64 px that the tiny models see
+    images/<set>/<icon>.png    96 x 96 RGBA on a transparent background: 1.5 times the 64 px that the tiny models take
     train.json, noto.json      [{"image": "images/twemoji/red-apple.png", "captions": ["red apple", ...]}, ...]
-    README.md                  what came from which package, in which version, under which licence
-    packages/                  the packages as fetched; they are not fetched again
+    README.md                  the packages, their versions and licences
+    packages/                  the packages as they were fetched; they are not fetched again
 
-The first caption is the name of the class; after it come the names that other sets give the same character, then
-keywords. Sets disagree on names ("chart-increasing", "chartupwardstrend"), so an icon's class is its Unicode character
-wherever a package tells which one it shows. The packages' versions are pinned: everyone gets the same data.
+The first caption is the name of the class. The names that other sets give to the same character follow, and keywords.
+Sets use different names ("chart-increasing", "chartupwardstrend"), so the class of an icon is its Unicode character, if
+a package states which one it shows. The versions of the packages are fixed, so that everyone gets the same data.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-PACKAGES = {  # in this order names are learnt: the sets that state code points come first, fxemoji's own names last
+PACKAGES = {  # in the order in which names are learnt: sets that state code points first, fxemoji's own names last
     "twemoji": "@iconify-json/twemoji@1.2.5",
     "openmoji": "@iconify-json/openmoji@1.2.29",
     "fluent-emoji-flat": "@iconify-json/fluent-emoji-flat@1.2.6",
@@ -44,8 +45,8 @@ PACKAGES = {  # in this order names are learnt: the sets that state code points 
     "fxemoji": "@iconify-json/fxemoji@1.2.2",
     "fluent-emoji-3d": "@lobehub/fluent-emoji-3d@1.1.0",
 }
-# Of packages of WebP files named by code points, what their info.json would say if they had one. Only what
-# fluent-emoji-flat draws too is taken: Microsoft draws no countries' flags, and those in the package are Noto's.
+# What the info.json of packages of WebP files named by code points would say, if they had one. Only pictures that
+# fluent-emoji-flat has too are taken: Microsoft draws no flags of countries, and those in the package are Noto's.
 PICTURES = {
     "fluent-emoji-3d": {
         "name": "Fluent Emoji 3D",
@@ -53,20 +54,20 @@ PICTURES = {
         "license": {"spdx": "MIT"},
     }
 }
-HELD_OUT = "noto"  # so noto-v1 and Blobmoji, Noto's drawings too, must never join the others
+HELD_OUT = "noto"  # noto-v1 and Blobmoji are Noto's drawings too, and must not be added to the others
 VOCABULARY = "emojilib@4.0.3"  # a name and keywords for each character
 PIXELS = 96
-COMMON = 10  # a keyword of more characters than this ("food", "face") says too little to be a caption
+COMMON = 10  # a keyword that more characters have than this ("food", "face") is too general for a caption
 
-# Icons whose name misleads, or says nothing without the picture: what the picture shows, as a character or a name.
+# What is shown by icons with a misleading or meaningless name, as a character or a name.
 RENAMED = {
     "emojione": "flag-for-swaziland=🇸🇿",
     "emojione-v1": "flag-for-swaziland=🇸🇿 lips2=👄",
     "streamline-emojis": """
         2=🐣 amazed-face=😮 amusing-face=🤭 anxious-face=😚 computer-disk=💾 crazy-face=🤪 game-dice=🎲
         gesturing-ok-1=woman-gesturing-ok hourglass-not-done-1=⌛ tennis-1=🎾 turkey=🇹🇷""",
-    # Named without hyphens and by its own rules; icons that neither another set's name nor this table explains are left
-    # out, and "heartblue", a broken drawing.
+    # This set names icons by rules of its own and without hyphens. Icons that neither another set's name nor this table
+    # explains are left out, and so is "heartblue", a broken drawing.
     "fxemoji": """
         2hearts=💕 acorn=acorn americasglobe=🌎 anger=💢 angry=😠 anguish=😧 anticlockwiseupwardsanddownwardsarrows=🔄
         aok=👌 arrowrightwardsdownwards=⤵ arrowrightwardsupwards=⤴ asiaaustraliaglobe=🌏 astonished=😵
@@ -115,7 +116,7 @@ RENAMED = {
         uppointingsmallredtrisngle=🔼 videocasette=📼 waitress=💁 walking=🚶 waningbibbousmoon=🌖 wave=🌊 waving=👋
         weary=😩 whiteexclaimationmark=❕ whitesunsmallcloud=🌤 winking=😉 womansshirt=👚 worried=😟""",
 }
-BOX = {"left": 0, "top": 0, "width": 16, "height": 16}  # what a set leaves out, as its format defines
+BOX = {"left": 0, "top": 0, "width": 16, "height": 16}  # the format's defaults for values that a set leaves out
 
 README = """# Pictograms
 
@@ -131,14 +132,14 @@ RENAMED = {icons: dict(pair.split("=") for pair in table.split()) for icons, tab
 
 
 def fetch(package: str, folder: Path) -> Path:
-    """The archive of an npm package "NAME@VERSION" in `folder`, brought there by `npm pack` if it isn't there yet."""
+    """The archive of an npm package "NAME@VERSION" in `folder`, fetched by `npm pack` if it is not there."""
     archive = folder / (re.sub("[/@]", "-", package.lstrip("@")) + ".tgz")
     if archive.exists():
         return archive
     if shutil.which("npm") is None:
-        raise SystemExit(f"npm was not found; it is needed to fetch {package}. Install Node.js, which brings it.")
+        raise SystemExit(f"npm was not found; it is needed to fetch {package}. Install Node.js, which includes it.")
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as arriving:  # so that a broken download never looks like an archive
+    with tempfile.TemporaryDirectory(dir=folder) as arriving:  # a download that breaks off leaves no archive
         done = subprocess.run(["npm", "pack", package, "--pack-destination", arriving], capture_output=True, text=True)
         if done.returncode:
             raise SystemExit(f"npm could not fetch {package}:\n{done.stderr}")
@@ -147,22 +148,22 @@ def fetch(package: str, folder: Path) -> Path:
 
 
 def read(archive: Path, name: str) -> dict:
-    """A JSON file out of a package's archive."""
+    """The value in a JSON file of a package's archive."""
     with tarfile.open(archive) as files:
         return json.load(files.extractfile(f"package/{name}"))
 
 
 def read_pictures(archive: Path, characters: set[str]) -> dict:
-    """The pictures of these characters, as the other sets' icons.json has it: {"icons": {code points: ...}}."""
+    """The pictures of these characters, in the form of the other sets' icons.json: {"icons": {code points: ...}}."""
     with tarfile.open(archive) as files:
         found = {Path(file.name).stem: files.extractfile(file).read() for file in files if file.name.endswith(".webp")}
-    # Some characters come twice, as 23-fe0f-20e3 and 0023-fe0f-20e3; a country's flag is 1f3f4-e0067_...
+    # Some characters occur twice, as 23-fe0f-20e3 and 0023-fe0f-20e3; the flag of a country is 1f3f4-e0067_...
     codes = {character(name.replace("_", "-")): name for name in found}
     return {"icons": {codes[x]: {"picture": found[codes[x]]} for x in sorted(characters & codes.keys())}}
 
 
 def slug(name: str) -> str:
-    """A name as icon sets write it: "Man’s shoe" and "man_s_shoe" -> "mans-shoe"."""
+    """A name in the form that icon sets use: "Man’s shoe" and "man_s_shoe" -> "mans-shoe"."""
     ascii_only = unicodedata.normalize("NFKD", name.lower().replace("’", "")).encode("ascii", "ignore").decode()
     return re.sub("(?<=[a-z]{3})-s(?=-|$)", "s", re.sub("[^a-z0-9]+", "-", ascii_only).strip("-"))
 
@@ -176,12 +177,12 @@ def caption(name: str) -> str:
 
 
 def plain(text: str) -> str:
-    """A character without variation selectors: they choose text or emoji style, and packages differ in writing them."""
+    """A character without variation selectors (text or emoji style), which not all packages have."""
     return text.replace("\ufe0f", "").replace("\ufe0e", "")
 
 
 def character(codes: str) -> str:
-    """A character from code points, "1f1ef-1f1f4" -> "🇯🇴"; "" from private ones, which mean nothing outside a set."""
+    """A character from code points, "1f1ef-1f1f4" -> "🇯🇴"; "" from private ones, which only their set defines."""
     text = "".join(chr(int(code, 16)) for code in codes.split("-"))
     return "" if any(unicodedata.category(letter) == "Co" for letter in text) else plain(text)
 
@@ -191,32 +192,32 @@ def has_skin_tone(concept: str) -> bool:
 
 
 class Concepts:
-    """What icons show. A concept is a Unicode character where one is known, else the icon's name."""
+    """What icons show. A concept is a Unicode character if one is known, otherwise the icon's name."""
 
     def __init__(self, vocabulary: dict[str, list[str]]):
         self.vocabulary = {plain(text): words for text, words in vocabulary.items()}
         self.by_name: dict[str, str] = {}
-        self.names: dict[str, list[str]] = {}  # of a concept, as the sets write them
+        self.names: dict[str, list[str]] = {}  # by concept, as the sets write them
         uses = Counter(word for words in vocabulary.values() for word in words[1:])
         self.rare = {word for word, count in uses.items() if count <= COMMON}
 
     def learn(self, name: str, concept: str) -> None:
-        """That `name` means `concept`, unless it means something already; also written without hyphens."""
+        """Note that `name` means `concept`, also without its hyphens, unless it has a meaning already."""
         self.by_name.setdefault(name.replace("-", ""), concept)
         if self.by_name.setdefault(name, concept) == concept:
             self.names.setdefault(concept, []).append(name)
 
     def learn_set(self, icons: dict, characters: dict[str, str]) -> None:
-        """The names of a set that tells its icons' code points, and their aliases."""
+        """Learn the names and aliases of a set that states the code points of its icons."""
         for codes, name in sorted(characters.items(), key=lambda item: character(item[0]) not in self.vocabulary):
             if character(codes):
                 self.learn(name, character(codes))
         for alias, icon in icons.get("aliases", {}).items():
-            if icon.keys() == {"parent"} and icon["parent"] in self.by_name:  # otherwise it is mirrored or turned
+            if icon.keys() == {"parent"} and icon["parent"] in self.by_name:  # otherwise it is mirrored or rotated
                 self.learn(alias, self.by_name[icon["parent"]])
 
     def learn_vocabulary(self) -> None:
-        """Our vocabulary's names, then Unicode's, which older sets use: "black spade suit"."""
+        """Learn the names of the vocabulary, then Unicode's, which older sets use: "black spade suit"."""
         for text, words in self.vocabulary.items():
             self.learn(slug(words[0]), text)
         for text in self.vocabulary:
@@ -224,7 +225,7 @@ class Concepts:
                 self.by_name.setdefault(slug(unicodedata.name(text, "")).replace("-", ""), text)
 
     def find(self, icon: str, icons: str) -> str | None:
-        """The concept of an icon of a set; None where its name can't be read."""
+        """The concept of an icon of a set; None if its name is not understood."""
         if icons in PICTURES:
             return character(icon) if character(icon) in self.names else None
         name = RENAMED.get(icons, {}).get(icon, icon)
@@ -240,13 +241,13 @@ class Concepts:
         return stem
 
     def title(self, concept: str) -> str:
-        """The name of the class: our vocabulary's, if no other character has it, or the shortest."""
+        """The name of the class: the vocabulary's, if no other character has it, otherwise the shortest."""
         known = [slug(words) for words in self.vocabulary.get(concept, [])[:1]]
         names = sorted(self.names[concept], key=lambda name: (name not in known, len(name), name))
         return caption(names[0])
 
     def captions(self, concept: str, titles: set[str]) -> list[str]:
-        """The class's name, other names and keywords, except what names another class or many characters share."""
+        """The name of the class, then other names and keywords that neither name another class nor are common."""
         words = [word.replace("\xa0", " ") for word in self.vocabulary.get(concept, [""])[1:] if word in self.rare]
         words = [word for word in words if re.fullmatch("[a-z][a-z' -]{2,}", word)]
         others = [word for word in [*map(caption, self.names[concept]), *words] if word not in titles]
@@ -254,7 +255,7 @@ class Concepts:
 
 
 def render(icon: dict, icons: dict) -> bytes:
-    """An icon of a set drawn as a PNG file, PIXELS x PIXELS and RGBA; what isn't square is centred."""
+    """An icon of a set drawn as a PNG file, PIXELS x PIXELS and RGBA, and centred if it is not square."""
     if "picture" in icon:
         file = io.BytesIO()
         Image.open(io.BytesIO(icon["picture"])).convert("RGBA").resize((PIXELS, PIXELS)).save(file, "png")
@@ -262,7 +263,7 @@ def render(icon: dict, icons: dict) -> bytes:
     try:
         from resvg_py import svg_to_bytes
     except ImportError as error:
-        raise SystemExit("resvg-py is not installed; it draws the icons: pip install 'miniclip[pictograms]'") from error
+        raise SystemExit("drawing the icons needs resvg-py: pip install 'miniclip[pictograms]'") from error
     left, top, width, height = ({**BOX, **icons, **icon}[side] for side in BOX)
     svg = (
         f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" width="{PIXELS}" '
@@ -272,10 +273,10 @@ def render(icon: dict, icons: dict) -> bytes:
 
 
 def draw_set(name: str, icons: dict, concepts: Concepts) -> list[tuple[str, str, bytes]]:
-    """Every icon of a set that has a readable name of its own, as (icon, concept, PNG file), sorted by icon.
+    """Every icon of a set whose name is understood, as (icon, concept, PNG file), sorted by icon.
 
-    Left out: what the set has withdrawn ("hidden"), skin tones, empty drawings, and a drawing that serves several names
-    ("flag-norway", "flag-svalbard-and-jan-mayen") under all but the shortest of them.
+    Icons that the set has withdrawn ("hidden"), skin tones and empty drawings are left out. If several icons have the
+    same drawing ("flag-norway", "flag-svalbard-and-jan-mayen"), the one with the shortest name is taken.
     """
     found = {icon: concepts.find(icon, name) for icon, drawing in icons["icons"].items() if not drawing.get("hidden")}
     wanted = [icon for icon, concept in found.items() if concept and not has_skin_tone(concept)]

@@ -7,6 +7,7 @@ import io
 import pickle
 import pickletools
 import tarfile
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ import torch
 from miniclip.data.batches import Pictures
 from miniclip.data.lists import Example
 from miniclip.data.text import DataError
-from miniclip.io import open_regular
+from miniclip.io import explained, open_regular, write_atomically
 from miniclip.weights.download import fetch
 
 SIDE = 32  # pixels
@@ -189,8 +190,13 @@ def download_cifar(folder: Path, cifar: Cifar) -> None:
     if folder.name != cifar.folder:
         raise DataError(f"{cifar.title} comes as a folder {cifar.folder}, and can't be downloaded to {folder}")
     archive = fetch(cifar.url, folder.parent / Path(cifar.url).name, cifar.sha256)
+    with explained(folder):
+        folder.mkdir(exist_ok=True)
     with tarfile.open(archive) as tar:
-        tar.extractall(folder.parent, filter="data")
+        for member in tar:
+            if member.isreg():
+                data = tar.extractfile(member).read()
+                write_atomically(folder / Path(member.name).name, partial(Path.write_bytes, data=data))
 
 
 def download_cifar10(folder: Path) -> None:

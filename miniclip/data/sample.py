@@ -1,12 +1,12 @@
-"""The sample that ships: 240 drawings of Noto Emoji, twelve of each of twenty kinds, which the tiny models never saw.
+"""The sample that comes with the package: 240 drawings of Noto Emoji, twelve of each of twenty kinds.
 
-They are a part of the 1,680 held-out drawings that the tiny models are measured on, chosen by their names alone. A
-folder of drawings made by examples/pictograms.py is made into the file by
+They are some of the 1,680 held-out drawings that the tiny models are measured on and were not trained on, chosen by
+their names alone. The file is made from a folder that examples/pictograms.py drew:
 
     python -c "from miniclip.data.sample import *; make_sample('pictograms', 'miniclip/data/sample.zip')"
 
-In it lie sample.json, a list as `miniclip.data.lists` describes it, and the pictures, 96 x 96 on white, WebP without
-loss. Unpacked, it is a data set like any other.
+It contains sample.json, a list as `miniclip.data.lists` describes it, and the pictures, 96 x 96 on white, as lossless
+WebP. Unpacked, it is a data set like any other.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from pathlib import Path
 from PIL import Image
 
 from miniclip.data.lists import Example
+from miniclip.data.text import read_json
+from miniclip.io import write_atomically
 from miniclip.preprocess import open_image
 
 FILE = Path(__file__).with_name("sample.zip")
@@ -79,9 +81,12 @@ def read_sample() -> list[Example]:
 
 
 def make_sample(pictograms: str | Path, output: str | Path) -> None:
-    """Pack the drawings of KINDS out of a folder that examples/pictograms.py made."""
-    pictograms = Path(pictograms)
-    drawn = {row["captions"][0]: row for row in json.loads((pictograms / "noto.json").read_text(encoding="utf-8"))}
+    """Pack the drawings of KINDS from a folder that examples/pictograms.py made."""
+    write_atomically(output, lambda file: _pack(Path(pictograms), file))
+
+
+def _pack(pictograms: Path, output: Path) -> None:
+    drawn = {row["captions"][0]: row for row in read_json(pictograms / "noto.json")}
     rows = []
     with zipfile.ZipFile(output, "w") as files:
         for kind, names in KINDS.items():

@@ -1,4 +1,4 @@
-"""Prompt templates as data: what {} in each becomes is the name of a class. Several make an ensemble.
+"""Prompt templates as data: the name of a class takes the place of {}. Several templates make an ensemble.
 
 IMAGENET and IMAGENET_7 are OpenAI's, from "Prompt Engineering for ImageNet" in the notebooks of openai/CLIP (MIT
 licence), in their order: the 80 behind the paper's figures, and the 7 that a forward selection among them kept, which

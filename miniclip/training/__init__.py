@@ -1,1 +1,1 @@
-"""Training, from scratch or from a checkpoint. Read train.py and loop.py first, then loss.py and distributed.py."""
+"""Training, from scratch or from a checkpoint. Read train.py and loop.py first, then loss.py."""

@@ -1,8 +1,8 @@
-"""Random changes to pictures that leave their captions true, for a whole batch at once.
+"""Augmentations: random changes to a batch of pictures that leave their captions true.
 
-Each augmentation takes uint8 pixels [N, 4, S, S], RGB and opacity, the side R to return, the captions, and a random
-number generator, and returns float32 pixels [N, 3, R, R] in 0..1, not yet normalised. All draw on the CPU, so that a
-run does not depend on the device.
+Each takes uint8 pixels [N, 4, S, S], RGB and opacity, the side R to return, the captions, and a random number
+generator. It returns float32 pixels [N, 3, R, R] in 0..1, not yet normalised. All random numbers are drawn on the CPU,
+so that a run does not depend on the device.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from miniclip.models.vit import VisionTransformer
 
 Captions = list[tuple[str, ...]]
 
-# Captions that a mirror image would make false, or that speak of what is written in the picture.
+# Captions that would be false of the mirror image, or that refer to something written in the picture.
 ONE_SIDED = re.compile(
     r"left|right|east|west|clockwise|forward|backward|previous|next|return|letter|button|flag|keycap|sign|symbol|mark"
     r"|number|o.?clock|thirty|arrow|japanese|quarter|crescent|abc|text|word|write|writing|slash|check|music|question"
@@ -29,13 +29,13 @@ GREY_WEIGHTS = (0.299, 0.587, 0.114)  # of red, green, blue (ITU-R BT.601)
 
 
 def none(images: Tensor, size: int, captions: Captions, rng: torch.Generator) -> Tensor:
-    """Only the scaling to R, on white."""
+    """Scale to R x R, on a white background; nothing random."""
     unit = torch.eye(2, 3, device=images.device).expand(len(images), -1, -1)
     return _on_background(_resample(images, unit, size), images.new_ones(len(images), 3, dtype=torch.float32))
 
 
 def photo(images: Tensor, size: int, captions: Captions, rng: torch.Generator) -> Tensor:
-    """A random part of the picture, of half to all of its area, perhaps mirrored, with small changes of colour."""
+    """Crop a random part with half to all of the area, mirror half of the pictures, and change the colours a little."""
     n = len(images)
     scale = _uniform(n, 0.5, 1.0, rng).sqrt()
     shift = (1 - scale)[:, None] * _uniform((n, 2), -1, 1, rng)
@@ -66,13 +66,13 @@ def cifar(images: Tensor, size: int, captions: Captions, rng: torch.Generator) -
 
 
 def pictogram(images: Tensor, size: int, captions: Captions, rng: torch.Generator, strength: float = 1.0) -> Tensor:
-    """Shift, scale, turn and shear a drawing with a transparent ground, mirror it where its name allows, put it on
-    white (half of them), black or any colour, and change its colours; one in ten becomes grey.
+    """Shift, scale, rotate and shear drawings with a transparent background; mirror half of those whose captions allow
+    it; put half on white, the others on black or any colour; change the colours; make one in ten grey.
 
-    strength: multiplies all ranges and shares; 0 leaves only the mirroring. A short run learns more from less.
+    strength: multiplies all ranges and shares; 0 leaves only the mirroring. A short run learns more with less of it.
     """
     n = len(images)
-    # The grid is scaled, not the picture: above 1 shrinks.
+    # This scales the sampling grid, so that values above 1 make the picture smaller.
     scale = torch.exp(strength * (_uniform((n, 1), -0.25, 0.2, rng) + _uniform((n, 2), -0.08, 0.08, rng)))
     angle = strength * 0.12 * torch.randn(n, generator=rng).clamp(-2, 2)
     shear = strength * 0.06 * torch.randn(n, generator=rng).clamp(-2, 2)
@@ -100,7 +100,7 @@ def normalize(pixels: Tensor, config: PreprocessConfig) -> Tensor:
 
 
 def _mirrorable(captions: Captions) -> Tensor:
-    """bool [N]: whether nothing in a picture's first caption tells left from right."""
+    """bool [N]: whether a picture's first caption is true of its mirror image as well."""
     return torch.tensor([ONE_SIDED.search(texts[0].lower()) is None for texts in captions])
 
 
@@ -111,8 +111,8 @@ def _uniform(shape: int | tuple[int, ...], low: float, high: float, rng: torch.G
 def _resample(images: Tensor, theta: Tensor, size: int) -> Tensor:
     """uint8 [N, 4, S, S] through the affine maps theta [N, 2, 3] -> float [N, 4, R, R] in 0..1.
 
-    The colours come out multiplied by the opacity: what lies beyond the edge, and transparent pixels' hidden colour,
-    do not bleed in.
+    The returned colours are multiplied by the opacity, so that neither the area beyond the edge nor the colour of
+    transparent pixels is mixed into their neighbours.
     """
     pixels = images.float() / 255
     opacity = pixels[:, 3:]
@@ -122,7 +122,7 @@ def _resample(images: Tensor, theta: Tensor, size: int) -> Tensor:
 
 
 def _on_background(pixels: Tensor, colour: Tensor) -> Tensor:
-    """[N, 4, R, R], colours multiplied by the opacity, over one colour [N, 3] each -> [N, 3, R, R]."""
+    """Put pictures [N, 4, R, R], colours multiplied by the opacity, over a colour each [N, 3] -> [N, 3, R, R]."""
     return pixels[:, :3] + (1 - pixels[:, 3:]) * colour[:, :, None, None]
 
 
@@ -136,8 +136,8 @@ def _jitter(
     grey: float,
     rng: torch.Generator,
 ) -> Tensor:
-    """Change brightness, contrast and saturation of each picture by factors of 1 +- the amounts, and its channels by
-    factors of 1 +- tint; the fraction `grey` loses all colour."""
+    """Multiply brightness, contrast and saturation of each picture by random factors within 1 +- the amounts, and its
+    channels by factors within 1 +- tint; the fraction `grey` of the pictures loses all colour."""
     n, device = len(pixels), pixels.device
     gain = _uniform((n, 1), 1 - brightness, 1 + brightness, rng) * _uniform((n, 3), 1 - tint, 1 + tint, rng)
     slope = _uniform((n, 1, 1, 1), 1 - contrast, 1 + contrast, rng).to(device)
@@ -150,12 +150,12 @@ def _jitter(
 
 
 class PatchDropout:
-    """Shows a ViT, while it trains, a random part of the patches of each batch (Li et al. 2022, FLIP): half of them
-    make a step nearly twice as fast. The class token always stays."""
+    """Trains a ViT on a random part of the patches of each batch (Li et al. 2022, FLIP): with half of them, a step is
+    nearly twice as fast. The class token is always kept."""
 
     def __init__(self, visual: torch.nn.Module, fraction: float):
         self.fraction = fraction
-        self.rng: torch.Generator | None = None  # set before each forward pass that shall drop
+        self.rng: torch.Generator | None = None  # to be set before each forward pass that drops patches
         if fraction:
             if not isinstance(visual, VisionTransformer):
                 kind = type(visual).__name__

@@ -24,7 +24,7 @@ class TrainingDivergedError(MiniclipError, ArithmeticError):
 def explain(model: CLIP, images: Tensor, texts: Tensor) -> str:
     """Name the first tensor that is not finite, in the order in which a step computes them.
 
-    To be called after the backward pass that went wrong, in the same arithmetic.
+    Call it after the backward pass that failed, with the same precision.
     """
     for name, parameter in model.named_parameters():
         if not parameter.isfinite().all():
@@ -34,13 +34,13 @@ def explain(model: CLIP, images: Tensor, texts: Tensor) -> str:
     for name, embed, inputs in (("image", model.encode_image, images), ("text", model.encode_text, texts)):
         module = _first_not_finite(model, embed, inputs)
         if module:
-            return f"the output of {module}, on the way to the {name} embeddings"
+            return f"the output of {module}, in the {name} tower"
         if not embed(inputs, normalize=True).isfinite().all():
-            return f"the {name} embeddings divided by their lengths: one is a vector of zeros"
+            return f"the {name} embeddings divided by their lengths: one of them is zero"
     for name, parameter in model.named_parameters():
         if parameter.grad is not None and not parameter.grad.isfinite().all():
-            return f"the gradient of {name}, though all activations are finite"
-    return "the loss, though the embeddings it is computed from are finite"
+            return f"the gradient of {name}, although all activations are finite"
+    return "the loss, although the embeddings are finite"
 
 
 def _first_not_finite(model: CLIP, embed, inputs: Tensor) -> str:
@@ -48,7 +48,7 @@ def _first_not_finite(model: CLIP, embed, inputs: Tensor) -> str:
     found: list[str] = []
     hooks = []
     for name, module in model.named_modules():
-        if not list(module.children()):  # the innermost; their outputs are made first
+        if not list(module.children()):  # the innermost modules, whose outputs are computed first
 
             def hook(module, args, output, name=name):
                 if isinstance(output, Tensor) and not output.isfinite().all():

@@ -1,9 +1,9 @@
-"""Making a trained model small enough to come with a package.
+"""Makes a trained model small enough to come with the package.
 
     python -m miniclip.training.embedded runs/vit/last.safetensors train.json tiny-ViT.safetensors.gz
 
-For a small model most of a CLIP's file is the embedding of 49,408 tokens, of which its captions have used a few
-thousand. The others are as random as they began. Set to zero they compress to nothing.
+Most of a small CLIP's file is the embedding of 49,408 tokens, of which its captions use a few thousand. The others
+still have their random start; set to zero, they take almost no space when they are compressed.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from miniclip.tokenizer import tokenize
 
 @torch.no_grad()
 def forget_unused_tokens(model: CLIP, texts: list[str]) -> int:
-    """Zero the embedding of every token that `texts` do not hold, in place; returns how many are left. The model's
-    embeddings of these texts do not change."""
+    """Set the embedding of every token that does not occur in `texts` to zero, in place; returns how many are kept. The
+    model's embeddings of these texts do not change."""
     used = tokenize(texts, model.context_length, truncate=True).unique().long()
     kept = torch.zeros_like(model.token_embedding.weight)
     kept[used] = model.token_embedding.weight[used]

@@ -1,4 +1,4 @@
-"""Training steps that cost less time or memory. Each changes how a model's modules compute, not what."""
+"""Changes to a model's modules with which a training step takes less time or memory; the results are the same."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from miniclip.training.towers import blocks_of
 
 
 def fuse_quick_gelu(model: CLIP) -> None:
-    """Let the MLPs compute quick_gelu as SiLU, by x sigmoid(1.702 x) = SiLU(1.702 x) / 1.702.
+    """Let the MLPs compute quick_gelu as SiLU: x sigmoid(1.702 x) = SiLU(1.702 x) / 1.702.
 
-    Both factors ride along in matrix products. What is left is one pass over the widest tensor of a block, and one
-    backward, instead of eight: on a CPU a fifth of a training step. `MLP.forward` is the plain form.
+    The matrix products apply both factors at no cost. Two passes over the widest tensor of a block remain, one forward
+    and one backward, instead of eight; on a CPU that saves a fifth of a training step. `MLP.forward` is the plain form.
     """
     for module in model.modules():
         if isinstance(module, MLP) and module.activation == "quick_gelu":
@@ -33,15 +33,15 @@ def _mlp_forward(mlp: MLP, x: Tensor) -> Tensor:
 
 
 def convolve_channels_last(model: CLIP) -> None:
-    """Keep the maps of a convolutional image tower as [N, h, w, C] in memory, which convolutions prefer: a quarter
-    faster on a CPU, and what tensor cores want."""
+    """Keep the maps of a convolutional image tower as [N, h, w, C] in memory: convolutions are a quarter faster on a
+    CPU, and tensor cores need that format."""
     if sum(isinstance(module, nn.Conv2d) for module in model.visual.modules()) > 1:
         model.visual.to(memory_format=torch.channels_last)
 
 
 def checkpoint_activations(model: CLIP) -> None:
-    """Keep only what enters each block, and compute the rest again in the backward pass: for a third more arithmetic,
-    memory for the activations of about one block instead of all of them."""
+    """Keep only the input of each block, and compute its activations again in the backward pass: a third more
+    arithmetic, and memory for the activations of about one block instead of all."""
     for block in (*model.transformer.resblocks, *blocks_of(model.visual, "--activation-checkpointing")):
         for module in block if isinstance(block, nn.Sequential) else [block]:
             module.forward = partial(checkpoint, module.forward, use_reentrant=False)

@@ -48,12 +48,13 @@ def cached_backward(
 ) -> Tensor:
     """Add the whole batch's gradient to the parameters' .grad with the activations of one micro-batch in memory.
 
-    Gradient caching (Gao et al. 2021): embed everything without graphs, take the loss's gradient with respect to the
-    embeddings, then embed each micro-batch again and continue backwards from its share of that gradient. It costs one
-    more forward pass. Summing the losses of micro-batches would not do: each would lack the others' negatives.
+    Gradient caching (Gao et al. 2021): embed everything without graphs, compute the loss's gradient with respect to the
+    embeddings, then embed each micro-batch again and backpropagate its part of that gradient. It takes one more forward
+    pass. A sum of the losses of micro-batches would be another loss, without the negatives between micro-batches.
 
     model: an Embedder, or DistributedDataParallel around one, which reduces once, with the last micro-batch.
-    images, texts: this process's batch. loss_fn: a function of what the model returns; a GradScaler multiplies in here.
+    images, texts: this process's batch. loss_fn: a function of what the model returns, multiplied by a GradScaler's
+    factor if there is one.
     Returns what loss_fn returned, detached.
 
     Call it inside torch.autocast if that is wanted. On the CPU and CUDA both passes draw the same random numbers.
@@ -79,7 +80,7 @@ def cached_backward(
         accumulating = isinstance(model, DistributedDataParallel) and i < len(batches) - 1
         with model.no_sync() if accumulating else contextlib.nullcontext():
             outputs = zip(model(*batch), (*cached, *shares), strict=True)
-            trained = [pair for pair in outputs if pair[0].requires_grad]  # less a frozen tower, a frozen scale
+            trained = [pair for pair in outputs if pair[0].requires_grad]  # all but a frozen tower or scale
             with without_autocast(images):
                 torch.autograd.backward(*zip(*trained, strict=True))
     return loss.detach()

@@ -1,4 +1,4 @@
-"""The optimizer, its learning rates, and what is not trained."""
+"""The optimizer, its learning rates, and which parameters are frozen."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from miniclip.training.towers import layers_above
 
 
 def freeze(model: CLIP, options: TrainOptions) -> None:
-    """Let no gradient reach the towers and BatchNorms that the options freeze. The temperature is always trained."""
+    """Compute no gradients for the towers and BatchNorms that the options freeze. The temperature is always trained."""
     for name, parameter in model.named_parameters():
         tower = "image" if name.startswith("visual.") else "text"
         if tower in options.freeze and name != "logit_scale":
@@ -24,8 +24,8 @@ def freeze(model: CLIP, options: TrainOptions) -> None:
 
 
 def training_mode(model: CLIP, options: TrainOptions) -> None:
-    """`model.train()`, except for BatchNorms that are frozen, by themselves or with their tower: in training mode they
-    would normalise by each batch's statistics, and update their own."""
+    """`model.train()`, except for BatchNorms that are frozen, alone or with their tower: in training mode they would
+    normalise by each batch's statistics, and update their running ones."""
     model.train()
     for module in _batch_norms(model) if options.freeze_batchnorm or "image" in options.freeze else []:
         module.eval()
@@ -37,9 +37,9 @@ def _batch_norms(model: nn.Module) -> list[nn.Module]:
 
 def build_optimizer(embedder: Embedder, options: TrainOptions) -> torch.optim.AdamW:
     """AdamW with the CLIP paper's betas for ViTs (table 18). Vectors and scalars (gains, biases, the class embedding,
-    the temperature) are not decayed. Each group has its learning rate relative to the highest, "lr_scale".
+    the temperature) have no weight decay. "lr_scale" of a group is its learning rate relative to the highest.
 
-    The paper's epsilon, 1e-6, is for batches of 32,768: in small ones many tokens' gradients are no larger than that.
+    Epsilon is 1e-8. The paper's 1e-6 is for batches of 32,768; in small ones many tokens have gradients below it.
     """
     above = layers_above(embedder.clip) if options.layer_decay != 1 else {}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
@@ -53,8 +53,8 @@ def build_optimizer(embedder: Embedder, options: TrainOptions) -> torch.optim.Ad
 
 
 def learning_rate(step: int, total: int, options: TrainOptions) -> float:
-    """Rising linearly over `warmup` steps, or a tenth of all if that is less, to `lr`, then falling along half a
-    cosine to 0 at `total`."""
+    """It rises linearly to `lr` over `warmup` steps, or a tenth of all steps if that is less, and then falls along half
+    a cosine to 0 at `total`."""
     warmup = min(options.warmup, total // 10)
     if step < warmup:
         return options.lr * (step + 1) / warmup

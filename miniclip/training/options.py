@@ -1,4 +1,4 @@
-"""What a training run can be told: one dataclass, from which the command line's arguments are made."""
+"""The options of a training run: one dataclass, from which the command line's arguments are made."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 
 
 def _option(default: object, text: str, **argument: object) -> object:
-    """A field with its help and whatever else argparse's add_argument shall get."""
+    """A field with its help, and further arguments for argparse's add_argument."""
     return field(default=default, metadata={"help": text, **argument})
 
 
 @dataclass
 class TrainOptions:
-    """The arguments of `miniclip train`; each field is explained by its help. 0, "" and () stand for "not given"."""
+    """The arguments of `miniclip train`; the help of each field explains it. 0, "" and () mean "not given"."""
 
     data: str = _option(
         "",
@@ -36,33 +36,33 @@ class TrainOptions:
     start_from: str = _option("", "fine-tune this model: a name or a path as load() takes it", flag="--from")
     text_from: str = _option("", "start the text tower from this model's, which must be of the same shape")
     freeze: tuple[str, ...] = _option((), "keep this tower as it is", action="append", choices=("image", "text"))
-    freeze_batchnorm: bool = _option(False, "keep BatchNorms' statistics, gains and biases as they are")
+    freeze_batchnorm: bool = _option(False, "keep the statistics, gains and biases of BatchNorms as they are")
     layer_decay: float = _option(1.0, "learning rate of each layer relative to that of the layer after it")
     whiten_patches: bool = _option(False, "start a ViT's patch embedding from principal components of the pictures")
-    patch_dropout: float = _option(0.0, "hide this fraction of a ViT's patches from it in each training step")
+    patch_dropout: float = _option(0.0, "leave out this fraction of a ViT's patches in each training step")
 
     epochs: int = _option(10, "passes over the data")
-    steps: int = _option(0, "do this many steps instead")
-    batch_size: int = _option(0, "pairs a step, over all processes together (default: 64; 18, one of each, for shapes)")
+    steps: int = _option(0, "train for this many steps instead")
+    batch_size: int = _option(0, "pairs in a step, over all processes (default: 64; for shapes 18, one of each kind)")
     micro_batch: int = _option(0, "pairs whose activations are in memory at once; the gradient stays the whole batch's")
     chunk: int = _option(0, "pairs of a process whose logits are in memory at once")
-    activation_checkpointing: bool = _option(False, "keep fewer activations, and compute them a second time")
+    activation_checkpointing: bool = _option(False, "keep fewer activations in memory, and compute them again")
     loss: str = _option("softmax", "softmax (CLIP's), sigmoid (SigLIP's), or triton: softmax as a kernel, on a GPU")
     lr: float = _option(5e-4, "highest learning rate")
-    warmup: int = _option(200, "steps in which it is reached, a tenth of all at most; then a cosine takes it to 0")
-    weight_decay: float = _option(0.1, "decay of matrices; gains, biases and the temperature are never decayed")
+    warmup: int = _option(200, "steps in which the rate rises, at most a tenth of all; then it falls as a cosine to 0")
+    weight_decay: float = _option(0.1, "weight decay of matrices; gains, biases and the temperature have none")
     clip: float = _option(1.0, "largest norm of the gradient; a larger one is scaled down")
-    precision: str = _option("fp32", "type of the arithmetic; the weights are always float32", choices=PRECISIONS)
+    precision: str = _option("fp32", "precision of the arithmetic; the weights are float32", choices=PRECISIONS)
 
     augment: str = _option(
-        "", "none, photo, cifar, or pictogram, for drawings on a transparent ground (default: photo; none for shapes)"
+        "", "none, photo, cifar, or pictogram (drawings on a transparent background) (default: photo; none for shapes)"
     )
-    augment_strength: float = _option(1.0, "how much pictogram changes, from 0")
-    template: tuple[str, ...] = _option((), "what a caption is put into, at {}; may be repeated", action="append")
+    augment_strength: float = _option(1.0, "how much pictogram changes a picture, from 0")
+    template: tuple[str, ...] = _option((), "a prompt with {} for the caption; may be repeated", action="append")
     first_caption: float = _option(0.0, "how often to take a picture's first caption rather than any of its captions")
 
-    seed: int = _option(0, "decides the whole run, on one machine with one number of threads")
-    workers: int = _option(0, "processes a rank that load pictures")
+    seed: int = _option(0, "the same seed gives the same run, on one machine with one number of threads")
+    workers: int = _option(0, "processes that load pictures, for each rank")
     threads: int = _option(0, "CPU threads (default: PyTorch's choice)")
     device: str = _option("", "cpu or cuda (default: CUDA where there is one)")
     log_every: int = _option(10, "steps between lines in log.jsonl")

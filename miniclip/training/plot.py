@@ -27,19 +27,21 @@ def plot(log: Path, image: Path) -> None:
     """Draw loss, accuracies, learning rate and temperature over the steps. MissingExtraError without matplotlib."""
     figure_module = require("matplotlib.figure", "plot", "drawing")
     lines = read_log(log)
-    figure = figure_module.Figure(figsize=(11, 7.5), layout="constrained")
-    loss, accuracy, rate, scale = figure.subplots(2, 2, sharex=True).flat
+    validated = any("val_loss" in line for line in lines)
+    figure = figure_module.Figure(figsize=(11, 7.5 if validated else 4), layout="constrained")
+    loss, *accuracy, rate, scale = (figure.subplots(2, 2, sharex=True) if validated else figure.subplots(1, 3)).flat
     _curve(loss, lines, "loss", "training", "C0", smooth=True)
     _curve(loss, lines, "val_loss", "validation", "C1", marker="o")
     loss.set(title="Contrastive loss", ylabel="nats")
-    _curve(accuracy, lines, "val_image_top1", "image to text", "C1", marker="o", factor=100)
-    _curve(accuracy, lines, "val_text_top1", "text to image", "C2", marker="s", factor=100)
-    accuracy.set(title="Validation, top-1", ylabel="%")
+    for axes in accuracy:
+        _curve(axes, lines, "val_image_top1", "image to text", "C1", marker="o", factor=100)
+        _curve(axes, lines, "val_text_top1", "text to image", "C2", marker="s", factor=100)
+        axes.set(title="Validation, top-1", ylabel="%")
     _curve(rate, lines, "lr", "learning rate", "C0")
     rate.set(title="Learning rate", xlabel="step")
     _curve(scale, lines, "logit_scale", "exp(logit_scale)", "C0")
     scale.set(title="Inverse temperature", xlabel="step")
-    for axes in (loss, accuracy, rate, scale):
+    for axes in figure.axes:
         axes.grid(alpha=0.3)
         if axes.has_data():
             axes.set_ylim(0, 1.08 * max(max(curve.get_ydata()) for curve in axes.get_lines()) or 1)

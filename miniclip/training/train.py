@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
@@ -133,6 +133,12 @@ def complete(options: TrainOptions, device: torch.device) -> TrainOptions:
 
 def _complaints(options: TrainOptions, device: torch.device, world: int) -> Iterator[str]:
     """What is wrong with the options."""
+    for option in fields(options):
+        value = getattr(options, option.name)
+        if isinstance(value, (int, float)) and value < 0:
+            yield f"--{option.name.replace('_', '-')} is {value}; expected 0 or more"
+    if not 0 <= options.patch_dropout < 1:
+        yield f"--patch-dropout is {options.patch_dropout}; expected a fraction below 1"
     if not options.data:
         yield "no data to train on; expected a list, a folder of classes, CIFAR-10, tar shards, or --create-synthetic"
     if options.start_from and options.model_size:

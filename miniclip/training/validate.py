@@ -18,8 +18,10 @@ from miniclip.zero_shot import topk_accuracy
 
 @dataclass(frozen=True)
 class Validation:
-    """loss: of batches as in training; image_top1 and image_top5: how often a picture's own first caption is the
-    best, or among the best five, of all first captions; text_top1: how often the best picture for one is its own."""
+    """loss: the mean over batches of pairs, as in training
+    image_top1, image_top5: for what share of the pictures the own first caption is the best, or among the best five, of
+    all first captions
+    text_top1: for what share of the first captions the best picture is one of its own"""
 
     loss: float
     image_top1: float
@@ -28,8 +30,8 @@ class Validation:
 
 
 def tokenize_short(texts: list[str], context_length: int) -> Tensor:
-    """Token ids [N, L], cut behind the longest text: exact, because no token sees a later one. Texts longer than the
-    context are truncated, as in openai/CLIP's training."""
+    """Token ids [N, L], cut off after the longest text, which changes nothing, because no token attends to a later one.
+    Texts longer than the context are truncated, as in openai/CLIP's training."""
     tokens = tokenize(texts, context_length, truncate=True)
     return tokens[:, : int(tokens.argmax(1).max()) + 1]
 
@@ -42,7 +44,7 @@ def validate(
     batch_size: int,
     loss: Callable[[Tensor, Tensor], Tensor],
 ) -> Validation:
-    """Compare all `pictures` with all their different first captions, each the mean over the templates.
+    """Compare all `pictures` with all their different first captions, each embedded as the mean over the templates.
 
     The pictures are resized to the model's image size, on white. loss: of unit embeddings [N, E] of a batch of pairs.
     The model is left in eval mode.

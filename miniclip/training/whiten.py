@@ -1,4 +1,4 @@
-"""A start for a ViT's patch embedding that sees shapes as well as colours."""
+"""Initial weights for a ViT's patch embedding that respond to edges as well as to colours."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def whiten_patches(visual: nn.Module, pixels: Tensor) -> None:
     patches = patches - patches.mean(0)
     variance, components = torch.linalg.eigh(patches.T @ patches / len(patches))  # ascending
     variance, components = variance.flip(0)[: len(weight)], components.flip(1)[:, : len(weight)]
-    floor = 1e-3 * variance[0] / len(variance)  # below it lies noise
+    floor = 1e-3 * variance[0] / len(variance)  # smaller variances are noise
     rows = (components * (variance + floor) ** -0.25).T
-    rows *= 0.5 / (patches @ rows.T).std()  # about that of the usual, random start
+    rows *= 0.5 / (patches @ rows.T).std()  # about that of the usual random start
     weight[: len(rows)] = rows.unflatten(1, weight.shape[1:]).to(weight)

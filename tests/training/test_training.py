@@ -259,7 +259,7 @@ def test_activations_and_gradients_that_are_not_finite_are_named():
     assert explain(model, images * math.inf, text) == "the pixels"
     assert (
         explain(model, torch.full_like(images, 3e38), text)
-        == "the output of visual.conv1, on the way to the image embeddings"
+        == "the output of visual.conv1, in the image tower"
     )
     model.ln_final.weight.grad = torch.full((64,), math.inf)
     assert explain(model, images, text).startswith("the gradient of ln_final.weight")
@@ -475,6 +475,10 @@ def test_the_plot_shows_every_curve(tmp_path, monkeypatch):
     labels = [[line.get_label() for line in axes.get_lines()] for axes in drawn[0].axes]
     assert [len(label) for label in labels] == [3, 2, 1, 1]
     assert drawn[0].axes[1].get_lines()[0].get_ydata() == pytest.approx([25, 50])  # per cent
+    log = tmp_path / "log.jsonl"
+    log.write_text("".join(line for line in log.read_text().splitlines(True) if "val_loss" not in line))
+    plot(log, tmp_path / "p.png")
+    assert [len(axes.get_lines()) for axes in drawn[1].axes] == [2, 1, 1]  # and no empty panel
 
 
 # Shapes

@@ -357,6 +357,8 @@ def test_the_number_of_drawn_shapes_can_be_chosen(tmp_path, options):
     ("change", "complaint"),
     [
         ({"loss": "hinge"}, "'hinge'; expected one of softmax, sigmoid, triton"),
+        ({"steps": -1}, "--steps is -1; expected 0 or more"),
+        ({"patch_dropout": 1.0}, "expected a fraction below 1"),
         ({"loss": "triton"}, "for one process on a GPU"),
         ({"data": "/nowhere/list.json"}, r"can't read /nowhere/list\.json: No such file"),
         ({"data": "/nowhere/folder"}, "folder is not a list of pictures"),
