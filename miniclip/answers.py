@@ -12,7 +12,6 @@ pictures: one or several of: paths, folders (all pictures in them, however deep)
 from __future__ import annotations
 
 import io
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,18 +177,21 @@ def resolve(model: Model) -> tuple[CLIP, Callable[[Image.Image], Tensor]]:
     return model if isinstance(model, tuple) else load(model)
 
 
-def find_pictures(sources: Source | Sequence[Source]) -> list[Picture]:
-    """The pictures, with all those of folders in place of the folders. ImageError if there are none."""
+def find_pictures(sources: Source | Sequence[Source], hidden: bool = False) -> list[Picture]:
+    """The pictures, with all those of folders in place of the folders. ImageError if there are none.
+
+    hidden: take hidden files and folders too.
+    """
     sources = [sources] if isinstance(sources, np.ndarray) else as_list(sources)
     found: list[Picture] = []
     for i, source in enumerate(sources):
-        found += _find(source, f"picture {i + 1}")
+        found += _find(source, f"picture {i + 1}", hidden)
     if not found:
         raise ImageError(f"there are no pictures in {', '.join(map(str, sources)) or 'an empty list'}")
     return found
 
 
-def _find(source: Source, name: str) -> list[Picture]:
+def _find(source: Source, name: str, hidden: bool) -> list[Picture]:
     if isinstance(source, Image.Image):
         return [Picture(getattr(source, "filename", "") or name, source)]
     if isinstance(source, np.ndarray):
@@ -202,7 +204,7 @@ def _find(source: Source, name: str) -> list[Picture]:
         return [Picture(str(source), _download(str(source)))]
     path = Path(source).expanduser()
     if path.is_dir():
-        return [Picture(file, file) for file in scan([path]).pictures]
+        return [Picture(file, file) for file in scan([path], hidden).pictures]
     return [Picture(str(path), str(path))]
 
 
@@ -214,10 +216,10 @@ def _download(url: str) -> Image.Image:
         raise ImageError(f"can't get {url}: {error}") from error
     if len(data) > MOST_BYTES:
         raise ImageError(f"{url} has more than {MOST_BYTES >> 20} MiB, too many for a picture")
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "picture"
-        file.write_bytes(data)
-        return open_image(file)
+    try:
+        return open_image(data)
+    except ImageError as error:
+        raise ImageError(f"{url}: {error}") from error
 
 
 def _embed(model: CLIP, preprocess: Callable[[Image.Image], Tensor], pictures: Sequence[Picture]) -> Tensor:

@@ -61,15 +61,13 @@ def embed_images(
     *,
     dtype: torch.dtype = torch.float32,
     workers: int | None = None,
-    upright: bool = False,
 ) -> tuple[Tensor, Rejected]:
     """Unit embeddings [N, E] of image files or PIL images, on the CPU, in order, without the rejected ones.
 
     dtype: of the result. workers: threads that decode and preprocess; None means one for each CPU core, at most 16.
-    upright: turn image files as their EXIF orientation says.
     """
     images = as_list(images)
-    batches = stream_images(model, preprocess, images, batch_size, dtype=dtype, workers=workers, upright=upright)
+    batches = stream_images(model, preprocess, images, batch_size, dtype=dtype, workers=workers)
     return _collect(batches, len(images), model, dtype)
 
 
@@ -89,7 +87,6 @@ def stream_images(
     *,
     dtype: torch.dtype = torch.float32,
     workers: int | None = None,
-    upright: bool = False,
 ) -> Iterator[Batch]:
     """This process's share of `embed_images`. At most three batches of pixels are in memory."""
     images = as_list(images)
@@ -97,7 +94,7 @@ def stream_images(
     def prepare(index: int) -> Tensor | str:
         try:
             image = images[index]
-            return preprocess(image if isinstance(image, Image.Image) else open_image(image, upright))
+            return preprocess(image if isinstance(image, Image.Image) else open_image(image))
         except (ValueError, RuntimeError) as error:  # ImageError among them
             return str(error)
 

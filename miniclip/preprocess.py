@@ -19,7 +19,7 @@ Where ports go wrong, with the largest error seen in a channel, of 255:
   palette and 1-bit images are resized with the nearest neighbour. Converted first: 254 (RGBA), 75 (palette).
 - The longer side is rounded down, the crop's offset half to even (see `center_crop`). Rounded down instead: 110.
 - EXIF orientation is ignored, as in openai/CLIP: a photo that viewers turn upright is taken as it is stored, unless
-  open_image is called with upright=True.
+  the option `upright` is set.
 """
 
 from __future__ import annotations
@@ -73,17 +73,21 @@ class ImageAccessError(ImageError):
 class Preprocess:
     """All stages from a PIL image to a model's input.
 
+    upright: first turn the image as its EXIF orientation says.
+
     Takes any mode and size, and returns a float32 tensor [3, R, R]; stack several to a batch [N, 3, R, R].
     Raises TypeError for anything but a PIL image, and ImageError for one that can't be decoded or resized.
     """
 
     config: PreprocessConfig
+    upright: bool = False
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
         if not isinstance(image, Image.Image):
             raise TypeError(f"expected a PIL image, got {type(image).__name__}; {_advice(image)}")
         config = self.config
         _decode(image)
+        image = turn_upright(image) if self.upright else image
         if _can_crop_between_passes(image, config):
             image = _resize_and_crop(image, config.image_size, config.interpolation)
         else:
@@ -123,7 +127,7 @@ def _open(file: BinaryIO, name: str, upright: bool) -> Image.Image:
         with Image.open(file, formats=formats()) as image:  # reads the header only
             _check_cost(image, file, name)
             _decode(image, name)
-            return _turn_upright(image) if upright else image
+            return turn_upright(image) if upright else image
     except ImageError:
         raise
     except UnidentifiedImageError as error:
@@ -155,7 +159,7 @@ def _check_cost(image: Image.Image, file: BinaryIO, name: str) -> None:
     if limit is not None and image.width * image.height > limit:
         raise ImageAccessError(
             f"{_describe(image, name)} exceeds Pillow's limit of {limit} pixels against decompression bombs; "
-            "if you trust the file, raise PIL.Image.MAX_IMAGE_PIXELS"
+            "if you trust the file, raise PIL.Image.MAX_IMAGE_PIXELS (a command's --max-pixels)"
         )
     if "progressive" in image.info:  # a JPEG in several scans, each of which takes a pass over all pixels
         position = file.tell()
@@ -179,7 +183,7 @@ def _count_scans(jpeg: bytes) -> int:
     return scans
 
 
-def _turn_upright(image: Image.Image) -> Image.Image:
+def turn_upright(image: Image.Image) -> Image.Image:
     """Undo the EXIF orientation; an image whose EXIF is damaged stays as it is stored."""
     try:
         turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation))

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -97,7 +98,8 @@ def test_upright(model, tmp_path):
     exif[0x0112] = 6
     picture = Image.linear_gradient("L").convert("RGB")
     picture.save(tmp_path / "turned.png", exif=exif)
-    embeddings = [embed_images(model, PREPROCESS, tmp_path / "turned.png", upright=upright)[0] for upright in (0, 1)]
+    turning = replace(PREPROCESS, upright=True)
+    embeddings = [embed_images(model, each, tmp_path / "turned.png")[0] for each in (PREPROCESS, turning)]
     assert torch.equal(embeddings[0], embed_images(model, PREPROCESS, picture)[0])
     turned = picture.transpose(Image.Transpose.ROTATE_270)
     assert torch.equal(embeddings[1], embed_images(model, PREPROCESS, turned)[0])

@@ -370,6 +370,8 @@ def test_upright(orientation):
     assert image.tobytes() == ImageOps.exif_transpose(open_image(turned(orientation))).tobytes()
     assert (image.size == (43, 64)) == (5 <= orientation <= 8)
     assert ImageOps.exif_transpose(image).tobytes() == image.tobytes()
+    transform = Preprocess(PreprocessConfig(32), upright=True)
+    assert torch.equal(transform(open_image(turned(orientation))), replace(transform, upright=False)(image))
 
 
 def test_damaged_exif_is_no_fault_of_the_pixels():

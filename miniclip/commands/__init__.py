@@ -13,6 +13,7 @@ import sys
 from importlib import import_module
 
 import miniclip
+from miniclip.commands.options import set_pixel_limit
 from miniclip.commands.output import complain, show_warnings, survive_any_character
 from miniclip.errors import MiniclipError, UsageError
 
@@ -54,6 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
             parser.print_help()
             return 0
         options = parser.parse_args(arguments)
+        set_pixel_limit(options)
         return options.run(options)
     except KeyboardInterrupt:
         complain("interrupted")

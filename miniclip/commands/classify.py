@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from miniclip.commands.options import add_csv, add_json, add_model, add_plot, load_model, path, template
+from miniclip.commands.options import add_csv, add_json, add_model, add_pictures, add_plot, load_model, path, template
 from miniclip.commands.output import report_rejected, show, show_csv, show_json
 from miniclip.errors import UsageError
 
@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--labels-file", type=path, metavar="FILE", help="a text file with one label in each line")
     parser.add_argument("--template", action="append", type=template, help=TEMPLATE)
     parser.add_argument("--scores", choices=("probability", "cosine"), default="probability", help=SCORES)
+    add_pictures(parser)
     add_model(parser)
     add_json(parser)
     add_csv(parser)
@@ -48,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
     labels = _labels(options)
     if len(labels) == 1 and options.scores == "probability":
         raise UsageError(f"{ONE_LABEL} (--scores cosine)")
-    pictures = find_pictures(options.pictures)
+    pictures = find_pictures(options.pictures, options.hidden)
     results, faults = label_pictures(*load_model(options), pictures, labels, options.template or ["{}"])
     field = "score" if options.scores == "probability" else "cosine"
     rows = [{label.label: getattr(label, field) for label in each} for each in results]

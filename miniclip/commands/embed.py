@@ -22,6 +22,7 @@ from miniclip.commands.options import (
     DTYPES,
     add_batches,
     add_model,
+    add_pictures,
     join_processes,
     load_model,
     output_file,
@@ -41,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=_output, required=True, metavar="FILE", help=" ".join(FORMATS))
     parser.add_argument("--output-dtype", choices=DTYPES, default="float32", help="type in the file (default: float32)")
     add_batches(parser)
+    add_pictures(parser)
     add_model(parser)
 
 
@@ -60,7 +62,7 @@ def run(options: argparse.Namespace) -> int:
 
     lists = [each for each in options.paths if each.suffix == ".txt" and each.is_file()]
     texts = _lines(lists)
-    found = scan([each for each in options.paths if each not in lists])
+    found = scan([each for each in options.paths if each not in lists], options.hidden)
     images, rejected = list(found.pictures), list(found.faults.values())
     total = len(images) + len(rejected) + len(texts)
     if not images and not texts:

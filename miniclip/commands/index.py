@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from miniclip.commands.options import add_batches, add_json, add_model, join_processes, path
+from miniclip.commands.options import add_batches, add_json, add_model, add_pictures, join_processes, path
 from miniclip.commands.output import complain, report_rejected, show, show_json, shown
 from miniclip.search.index import DEFAULT_MODEL
 
@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=path, required=True, metavar="INDEX", help="the index, a directory")
     parser.add_argument("--faiss", action="store_true", help="also prepare approximate search (needs faiss)")
     add_batches(parser)
+    add_pictures(parser)
     add_model(parser, None, MODEL)
     add_json(parser)
 
@@ -40,6 +41,7 @@ def run(options: argparse.Namespace) -> int:
         report = update_index(
             options.output, options.inputs, options.model, activation=options.activation, device=options.device,
             dtype=options.dtype, batch_size=options.batch_size, workers=options.workers, approximate=options.faiss,
+            upright=options.upright, hidden=options.hidden,
         )  # fmt: skip
     except KeyboardInterrupt:
         complain(f"interrupted; the same command continues where {options.output} stands")
@@ -50,6 +52,8 @@ def run(options: argparse.Namespace) -> int:
         show_json(report._asdict())
     else:
         show(_text(report, options.output))
+    if report.left_out:
+        complain("left out: " + ", ".join(f"{count:,} {reason}" for reason, count in sorted(report.left_out.items())))
     return report_rejected(report.rejected, report.pictures + len(report.rejected))
 
 

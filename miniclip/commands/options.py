@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 from argparse import ArgumentTypeError
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ DTYPES = ("float32", "float16", "bfloat16")
 MODEL = "a name from `miniclip models`, or a file or directory (default: %(default)s)"
 DTYPE = "type of the weights and embeddings; auto takes the fastest here (default: float16 on CUDA, else float32)"
 ACTIVATION = "the activation of a file that does not state it (default: quick_gelu, OpenAI's)"
+UPRIGHT = "turn photos as their EXIF orientation says (default: as openai/CLIP, which takes them as they are stored)"
 BACKGROUND = "background for transparent pictures (default: as openai/CLIP, which drops the transparency: mostly black)"
 
 
@@ -56,11 +58,30 @@ def add_batches(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=positive, help="threads that decode pictures (default: one for each core)")
 
 
+def add_pictures(parser: argparse.ArgumentParser) -> None:
+    """How pictures are read, and which of a folder are taken."""
+    parser.add_argument("--upright", action="store_true", default=None, help=UPRIGHT)
+    parser.add_argument("--hidden", action="store_true", help="also take hidden files and folders")
+    add_pixel_limit(parser)
+
+
+def add_pixel_limit(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--max-pixels", type=positive, metavar="N", help="refuse larger pictures (default: 89 million)")
+
+
+def set_pixel_limit(options: argparse.Namespace) -> None:
+    if getattr(options, "max_pixels", None):
+        from PIL import Image
+
+        Image.MAX_IMAGE_PIXELS = options.max_pixels
+
+
 def add_data(parser: argparse.ArgumentParser) -> None:
     """Options of data sets: where they are, and which pictures to take."""
     parser.add_argument("--data-root", type=path, metavar="DIR", help="the folder of the published data sets")
     parser.add_argument("--download", action="store_true", help="download the published data set if it is missing")
     parser.add_argument("--limit", type=positive, metavar="N", help="take N of the pictures, chosen at random")
+    add_pixel_limit(parser)
     parser.add_argument("--background", choices=("white", "grey", "black"), help=BACKGROUND)
 
 
@@ -68,7 +89,8 @@ def load_model(options: argparse.Namespace) -> tuple[CLIP, Preprocess]:
     """The model that the options of `add_model` name."""
     from miniclip.loading import load
 
-    return load(options.model, options.device, dtype=options.dtype, activation=options.activation)
+    model, preprocess = load(options.model, options.device, dtype=options.dtype, activation=options.activation)
+    return model, replace(preprocess, upright=bool(getattr(options, "upright", None)))
 
 
 def join_processes(options: argparse.Namespace) -> None:

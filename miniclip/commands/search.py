@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 
 from miniclip.commands.index import MODEL
-from miniclip.commands.options import add_json, add_model, load_model, output_file, path, positive
+from miniclip.commands.options import add_json, add_model, add_pictures, load_model, output_file, path, positive
 from miniclip.commands.output import complain, report_rejected, show, show_json, shown
 from miniclip.io import printable
 from miniclip.search.index import DEFAULT_MODEL, Hit, Index, SearchError
@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top", type=positive, default=10, metavar="K", help="number of answers (default: 10)")
     parser.add_argument("--faiss", action="store_true", help="approximate: faster for millions; see `index --faiss`")
     parser.add_argument("--html", type=output_file, metavar="FILE", help="also write the answers as a page of pictures")
+    add_pictures(parser)
     add_model(parser, None, MODEL)
     add_json(parser)
 
@@ -68,6 +69,7 @@ def _search_index(options: argparse.Namespace) -> list[Hit]:
         approximate.check_installed()
     if not len(index):
         raise SearchError(f"{options.index} is empty; `miniclip index FOLDER -o {options.index}` adds to it")
+    options.upright = options.upright or index.settings.upright
     query = embed_query(*load_model(options), options.query, options.unwanted)
     (hits,) = approximate.search(index, query, options.top) if options.faiss else index.search(query, options.top)
     return hits
@@ -82,7 +84,7 @@ def _search_folder(options: argparse.Namespace) -> list[Hit]:
 
     if options.faiss:
         raise SearchError(f"{options.index} is a folder; --faiss is for an index: `miniclip index --faiss`")
-    found = scan([options.index])
+    found = scan([options.index], options.hidden)
     if not found.pictures:
         raise SearchError(f"{options.index} is not an index, and there are no pictures in it")
     options.model = options.model or DEFAULT_MODEL

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import argparse
 
-from miniclip.commands.options import add_csv, add_json, add_model, load_model, path
+from miniclip.commands.options import add_csv, add_json, add_model, add_pictures, load_model, path
 from miniclip.commands.output import report_rejected, show, show_csv, show_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("pictures", nargs="+", type=path, metavar="PICTURE", help="pictures, and folders of them")
     parser.add_argument("--text", action="append", required=True, help="a text; may be repeated")
+    add_pictures(parser)
     add_model(parser)
     add_json(parser)
     add_csv(parser)
@@ -24,7 +25,7 @@ def run(options: argparse.Namespace) -> int:
     from miniclip.answers import find_pictures, text_embeddings
     from miniclip.embed import embed_images
 
-    pictures = find_pictures(options.pictures)
+    pictures = find_pictures(options.pictures, options.hidden)
     model, preprocess = load_model(options)
     texts = text_embeddings(model, options.text)
     images, faults = embed_images(model, preprocess, [picture.source for picture in pictures])

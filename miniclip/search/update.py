@@ -228,9 +228,8 @@ def _decoder() -> str:
 class _Pictures(Sequence):
     """Pictures of files, each decoded when it is taken, by one of several threads."""
 
-    def __init__(self, paths: list[str], upright: bool):
+    def __init__(self, paths: list[str]):
         self.paths = paths
-        self.upright = upright
         self.hashes: dict[int, bytes] = {}
         self.inaccessible: set[int] = set()  # their fault is not the content's
 
@@ -244,7 +243,7 @@ class _Pictures(Sequence):
             with open_regular(self.paths[i]) as file:  # hashed and decoded without opening the path again
                 self.hashes[i] = digest_of(file)
                 file.seek(0)
-                return open_image(file, self.upright)
+                return open_image(file)
         except (OSError, ImageAccessError) as error:
             self.inaccessible.add(i)
             if isinstance(error, ImageAccessError):
@@ -266,7 +265,8 @@ def _encode(directory: Path, job: _Job, device, dtype, batch_size: int, workers:
     from miniclip.parallel import all_gather_objects
 
     model, preprocess = load(job.settings.model, device, dtype=dtype, activation=job.settings.activation)
-    files = _Pictures([path for path, _ in job.todo], job.settings.upright)
+    preprocess = replace(preprocess, upright=job.settings.upright)
+    files = _Pictures([path for path, _ in job.todo])
     stats = torch.tensor([stat for _, stat in job.todo])
     rejected: Rejected = {}
     batches = stream_images(model, preprocess, files, batch_size, dtype=torch.float16, workers=workers)

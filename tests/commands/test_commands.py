@@ -174,6 +174,46 @@ def test_embed_for_other_programs(model, suffix, tmp_path):
     np.testing.assert_array_equal(found, expected.numpy())
 
 
+def test_options_of_pictures(model, tmp_path, capsys, monkeypatch):
+    """--upright, --hidden and --max-pixels, by every command that reads pictures of folders."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    (tmp_path / "photos" / ".hidden").mkdir(parents=True)
+    Image.linear_gradient("L").convert("RGB").save(tmp_path / "photos" / "turned.png", exif=exif)
+    Image.new("RGB", (300, 300)).save(tmp_path / "photos" / ".hidden" / "large.png")
+    folder, output = str(tmp_path / "photos"), tmp_path / "out.safetensors"
+    commands = {
+        "embed": ["embed", folder, "-o", str(output)],
+        "classify": ["classify", folder, "--labels", "a dog,a cat", "--json"],
+        "similarity": ["similarity", folder, "--text", "a dog", "--json"],
+        "search": ["search", folder, "a dog", "--json"],
+    }
+
+    def answer(name: str, *options: str) -> tuple[int, object]:
+        capsys.readouterr()
+        status = main([*commands[name], *options, "--model", model])
+        printed = capsys.readouterr()
+        assert ("exceeds Pillow's limit" in printed.err) == ("--max-pixels" in options)
+        return status, load_file(output)["images"].tolist() if name == "embed" else json.loads(printed.out)
+
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+    for name in commands:
+        status, plain = answer(name)
+        assert status == 0 and answer(name, "--upright") not in ((0, plain), (1, plain))
+        results = answer(name, "--hidden")[1]
+        assert len(results["results"] if name == "search" else results) == 2
+    for name in ("embed", "classify", "similarity"):
+        assert answer(name, "--hidden", "--max-pixels", "80000")[0] == 1
+    index = ["index", folder, "-o", str(tmp_path / "index"), "--model", model]
+    assert main([*index, "--upright", "--hidden", "--json"]) == 1  # the limit is still there
+    report = json.loads(capsys.readouterr().out)
+    assert report["pictures"] == 1 and "exceeds" in report["rejected"][0]
+    assert main([*index, "--hidden", "--max-pixels", "90000"]) == 0
+    assert "2 pictures (1 new, 1 unchanged)" in capsys.readouterr().out
+    assert main(index) == 0
+    assert "left out: 1 hidden files and folders" in capsys.readouterr().err
+
+
 def test_convert(model, tmp_path):
     for output in ("a.pt", "b", "c.safetensors"):
         assert main(["convert", model, str(tmp_path / output)]) == 0
