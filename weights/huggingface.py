@@ -50,7 +50,12 @@ def read_config(folder: Path) -> CLIPConfig:
     image_size = vision.integer("image_size", 224)
     vocab_size = text.integer("vocab_size", 49408)
     # miniclip pools a text at the first occurrence of its largest id, and these two values mean the same.
-    text.one_of("eos_token_id", (LEGACY_EOS, vocab_size - 1), 49407)
+    if text.values.get("eos_token_id", 49407) not in (LEGACY_EOS, vocab_size - 1):
+        raise text.fault(
+            "eos_token_id",
+            f"{LEGACY_EOS} or {vocab_size - 1}, the largest id: a text is pooled at its largest id, which is another "
+            "token if tokens were added after the end token",
+        )
     return CLIPConfig(
         embed_dim=fields.integer("projection_dim", 512),  # its copies in the towers are often stale
         vision=ViTConfig(image_size, vision.integer("patch_size", 32), _transformer(vision, 768, 12, 3072)),

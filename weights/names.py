@@ -25,6 +25,8 @@ class Transform(NamedTuple):
 SAME = Transform(lambda x: x, lambda x, i: x)
 TRANSPOSE = Transform(lambda x: x.transpose(0, -1), lambda x, i: x.transpose(0, -1))  # a view
 CONCAT3 = Transform(lambda q, k, v: torch.cat([q, k, v]), lambda qkv, i: qkv.chunk(3)[i])  # all rows of q, k, then v
+# LongCLIP adds the first table of positions up to the 20th token, and the second one from there on.
+LONG = Transform(lambda first, rest: torch.cat([first[:20], rest[20:]]), lambda x, i: x)
 SCALAR = Transform(lambda x: x.squeeze(), lambda x, i: x)  # some of OpenCLIP's scalars are stored as [1]
 
 
@@ -45,6 +47,9 @@ OPENAI = (
     _row("logit_scale", "logit_scale", transform=SCALAR),
     _row("**", "**"),
 )
+
+# OpenAI's, with 248 positions in two tables.
+LONGCLIP = (_row("positional_embedding", "positional_embedding", "positional_embedding_res", transform=LONG), *OPENAI)
 
 # OpenCLIP's CustomTextCLIP. Its plain CLIP has OpenAI's names.
 OPENCLIP = (
@@ -88,7 +93,7 @@ HUGGINGFACE = (
     _row("visual.proj", "visual_projection.weight", transform=TRANSPOSE),
 )
 
-LAYOUTS = {"openai": OPENAI, "openclip": OPENCLIP, "huggingface": HUGGINGFACE}
+LAYOUTS = {"openai": OPENAI, "longclip": LONGCLIP, "openclip": OPENCLIP, "huggingface": HUGGINGFACE}
 
 # Tensors in files that are no weights: numbers that are in the config, and constants. They are not read or written.
 IGNORED = frozenset(
@@ -107,6 +112,8 @@ def layout_of(names: Iterable[str]) -> str:
     names = set(names)
     if "vision_model.pre_layrnorm.weight" in names or "text_model.embeddings.token_embedding.weight" in names:
         return "huggingface"
+    if "positional_embedding_res" in names:
+        return "longclip"
     return "openclip" if "text.token_embedding.weight" in names else "openai"
 
 

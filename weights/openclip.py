@@ -20,6 +20,7 @@ from miniclip.config import (
     TransformerConfig,
     ViTConfig,
 )
+from miniclip.weights.errors import CheckpointError
 from miniclip.weights.fields import Fields
 
 # In the order in which OpenCLIP prefers them; then what the same model may have beside it for transformers alone.
@@ -83,7 +84,20 @@ FIXED = {
     "preprocess_cfg": {"mode": ("RGB",)},
 }
 
+# What another value of these fields means.
+MEANING = {
+    "timm_model_name": "the image tower is one of timm's other architectures",
+    "init_logit_bias": "it is a SigLIP model, which is another architecture",
+    "multimodal_cfg": "it is a CoCa model, whose text decoder is another architecture",
+    "no_ln_pre": "it is a CLIPA model, whose image tower is another architecture",
+    "hf_model_name": "the text tower is a language model of Hugging Face's, which is another architecture",
+    "hf_tokenizer_name": "the tokenizer is not CLIP's",
+    "tokenizer_kwargs": "the tokenizer prepares texts in another way than CLIP's",
+    "ls_init_value": "the blocks have layer scales, as those of no CLIP",
+}
+
 # Fields that change nothing in such a model: they concern training, how outputs are packed, or what FIXED rules out.
+# OpenCLIP ignores every unknown field of preprocess_cfg.
 IRRELEVANT = {
     "model_cfg": {"custom_text", "init_logit_scale", "nonscalar_logit_scale", "output_dict"},
     "vision_cfg": {
@@ -94,7 +108,6 @@ IRRELEVANT = {
         *("output_tokens", "final_ln_after_pool", "pad_id", "eos_id"),
         *("hf_model_pretrained", "hf_proj_type", "hf_pooler_type"),
     },
-    "preprocess_cfg": {"fill_color"},
 }
 
 
@@ -127,9 +140,12 @@ def _section(fields: Fields, name: str, default: dict | None = None) -> Fields:
 
 
 def _check_fields(section: Fields, name: str) -> None:
-    for key in section.values:
-        if key not in READ[name] | IRRELEVANT[name]:
+    known = READ[name] | IRRELEVANT.get(name, section.values.keys() - FIXED[name].keys())
+    for key in [key for key in section.values if key not in known]:
+        try:
             section.one_of(key, FIXED[name].get(key, OFF))  # an unknown field may be there as long as it is off
+        except CheckpointError as fault:
+            raise CheckpointError(f"{fault}: {MEANING[key]}") if key in MEANING else fault from None
 
 
 def _read_vision(vision: Fields, activation: str) -> ViTConfig | ResNetConfig:

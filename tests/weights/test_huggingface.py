@@ -135,6 +135,10 @@ REFUSED = {
     "no model type": ({"model_type": ...}, r"model_type is missing"),
     "tanh gelu": ({"text__hidden_act": "gelu_new"}, r"text_config\.hidden_act is 'gelu_new'"),
     "another eps": ({"vision__layer_norm_eps": 1e-6}, r"vision_config\.layer_norm_eps is 1e-06; expected 1e-05"),
+    "added tokens": (
+        {"text__eos_token_id": 49407, "text__vocab_size": 49410},
+        r"eos_token_id is 49407; expected 2 or 49409, the largest id: .* if tokens were added after the end token",
+    ),
     "another end": ({"text__eos_token_id": 7}, r"eos_token_id is 7; expected 2 or 49407"),
     "end not in the vocabulary": ({"text__eos_token_id": ..., "text__vocab_size": 99}, r"eos_token_id is missing"),
     "heads": ({"text__num_attention_heads": 7}, r"num_attention_heads is 7; expected a divisor of 512"),

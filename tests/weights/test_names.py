@@ -233,3 +233,20 @@ def test_openclip_names_equal_open_clip():
         assert layout_of(flat) == "openai"
         custom = open_clip.CustomTextCLIP(6, vision, text).state_dict()
         assert shapes_of(custom) == shapes_of(from_canonical("openclip", random_state(config)))
+
+
+def test_longclip_has_two_tables_of_positions():
+    """The first 20 positions are of the first table, the others of the second; their sum is what its code adds."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in CLIP(VIT).state_dict().items()}
+    tensors = {name: torch.randn(shape) for name, shape in shapes.items()}
+    first, rest = torch.randn(248, 12), torch.randn(248, 12)
+    file = tensors | {"positional_embedding": first, "positional_embedding_res": rest}
+    assert layout_of(file) == "longclip" and layout_of(tensors) == "openai"
+    mask = (torch.arange(248) < 20).float()[:, None]
+    read = to_canonical("longclip", file)
+    assert torch.equal(read["positional_embedding"], first * mask + rest * (1 - mask))
+    assert read.keys() == tensors.keys()
+    again = to_canonical("longclip", from_canonical("longclip", read))
+    assert torch.equal(again["positional_embedding"], read["positional_embedding"])
+    with pytest.raises(CheckpointError, match="missing in the longclip layout"):
+        to_canonical("longclip", {name: file[name] for name in file if name != "positional_embedding"})

@@ -1,6 +1,10 @@
 """OpenCLIP directories: what is read, what is refused, and that open_clip itself computes the same."""
 
 import json
+from collections import Counter
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,10 +12,12 @@ import torch.nn.functional as F
 from conformance.seeded import image, text, weights
 
 from miniclip.config import MODELS, CLIPConfig, PreprocessConfig, TextConfig, TransformerConfig, ViTConfig
+from miniclip.loading import openclip_readers
 from miniclip.models import CLIP
 from miniclip.weights.errors import CheckpointError
+from miniclip.weights.fields import Fields
 from miniclip.weights.names import layout_of, to_canonical
-from miniclip.weights.openclip import WEIGHT_FILES, read_config
+from miniclip.weights.openclip import MEANING, WEIGHT_FILES, read_config
 from miniclip.weights.stated import weight_file
 
 TOLERANCE = 1e-5  # largest difference of unit embeddings
@@ -66,6 +72,31 @@ def test_preprocessing(tmp_path):
     }  # fmt: skip
     preprocess = read_config(directory(tmp_path, VIT_B_32, preprocess_cfg=stated)).preprocess
     assert preprocess == PreprocessConfig(224, std=(1, 1, 1), interpolation="bilinear", resize_mode="squash")
+
+
+def test_unknown_fields_of_preprocessing_are_ignored(tmp_path):
+    """As OpenCLIP does: published configs have these."""
+    stated = {"hf_hub": "imageomics/bioclip", "url": "", "hf_hub_id": None, "x": 1, "mean": [0.5, 0.5, 0.5]}
+    config = read_config(directory(tmp_path, VIT_B_32, preprocess_cfg=stated))
+    assert config.preprocess == PreprocessConfig(224, mean=(0.5, 0.5, 0.5))
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value", "meaning"),
+    [
+        ("vision_cfg", "timm_model_name", "convnext_base", "timm's other architectures"),
+        ("vision_cfg", "no_ln_pre", True, "CLIPA"),
+        ("vision_cfg", "ls_init_value", 1e-4, "layer scales"),
+        ("text_cfg", "hf_model_name", "roberta-base", "language model"),
+        ("text_cfg", "hf_tokenizer_name", "google/mt5-base", "tokenizer is not CLIP's"),
+        ("", "init_logit_bias", -10, "SigLIP"),
+        ("", "multimodal_cfg", {"width": 9}, "CoCa"),
+    ],
+)
+def test_another_architecture_is_named(tmp_path, section, field, value, meaning):
+    model = VIT_B_32 | ({section: VIT_B_32[section] | {field: value}} if section else {field: value})
+    with pytest.raises(CheckpointError, match=rf"{field} is .*; expected .*: .*{meaning}"):
+        read_config(directory(tmp_path, model))
 
 
 def test_what_does_not_matter_is_allowed(tmp_path):
@@ -131,7 +162,7 @@ def test_what_has_no_default(tmp_path, field):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("size", 256), ("mode", "L"), ("mean", [0.5]), ("interpolation", "random"), ("resize_mode", "longest"), ("x", 1)],
+    [("size", 256), ("mode", "L"), ("mean", [0.5]), ("interpolation", "random"), ("resize_mode", "longest")],
 )
 def test_refused_preprocessing(tmp_path, field, value):
     with pytest.raises(CheckpointError, match=rf"preprocess_cfg\.{field} is"):
@@ -228,3 +259,18 @@ def test_published_configs_are_read_or_refused(tmp_path):
             assert {key: tensor.shape for key, tensor in mine.items()} == {key: t.shape for key, t in theirs.items()}
     assert read >= BUILT | {"ViT-B-32-quickgelu", "ViT-H-14", "ViT-g-14", "ViT-bigG-14", "ViT-e-14"}
     assert not read & {"ViT-M-16-alt", "ViT-L-14-CLIPA", "coca_ViT-B-32", "ViT-B-16-SigLIP", "convnext_base"}
+
+
+def test_openclip_s_own_configs():
+    """Of version 3.3.0: 41 are OpenAI's architecture, 9 are MobileCLIPs, and of each other one the error says why."""
+    if not find_spec("open_clip") or version("open_clip_torch") != "3.3.0":
+        pytest.skip("needs open_clip_torch 3.3.0")
+    configs = sorted(Path(find_spec("open_clip").origin).with_name("model_configs").glob("*.json"))
+    families, reasons = Counter(), Counter()
+    for path in configs:
+        fields = Fields(path, json.loads(path.read_text()))
+        try:
+            families[next(filter(None, (read(fields) for read in openclip_readers()))).family] += 1
+        except CheckpointError as error:
+            reasons[next(key for key, meaning in MEANING.items() if str(error).endswith(meaning))] += 1
+    assert families == {"clip": 41, "mobileclip": 9} and reasons.total() == 94
