@@ -46,7 +46,7 @@ def zero_shot_weights(
     cache: a folder in which the result is stored under a hash of the text tower's weights and of the prompts.
     DataError for a template that is neither, a prompt that is too long, and a damaged file in the cache.
     """
-    classes, templates = as_list(classes), expand_templates(templates)
+    classes, templates = _texts(classes), expand_templates(templates)
     if not classes or not templates:
         raise DataError(f"got {len(classes)} classes and {len(templates)} templates; expected one or more of each")
     prompts = [template.replace("{}", name) for name in classes for template in templates]
@@ -60,9 +60,17 @@ def prompt_weights(
 ) -> Tensor:
     """The unit embedding of every prompt, float32 [templates, E, C]. Arguments as for `zero_shot_weights`."""
     templates = expand_templates(templates)
-    prompts = [template.replace("{}", name) for template in templates for name in as_list(classes)]
+    prompts = [template.replace("{}", name) for template in templates for name in _texts(classes)]
     weights = zero_shot_weights(model, prompts, ["{}"], cache)  # each prompt as a class of its own
     return weights.unflatten(1, (len(templates), -1)).transpose(0, 1)
+
+
+def _texts(classes: str | Sequence[str]) -> Sequence[str]:
+    classes = as_list(classes)
+    for name in classes:
+        if not isinstance(name, str):
+            raise DataError(f"a class is {name!r:.60}; expected its name, a string")
+    return classes
 
 
 def check_unit(embeddings: Tensor, size: int | None = None) -> None:

@@ -82,6 +82,7 @@ def run(options: argparse.Namespace) -> int:
 def _measure(options: argparse.Namespace, models: list[str], tasks: dict[str, list[str]]) -> tuple[dict, dict]:
     """The results by data set and model, and the pictures by data set."""
     from miniclip.data.datasets import read_classes
+    from miniclip.data.imagenet import SETS
     from miniclip.evaluation.report import evaluate
     from miniclip.evaluation.select import select
     from miniclip.zero_shot import expand_templates
@@ -90,6 +91,7 @@ def _measure(options: argparse.Namespace, models: list[str], tasks: dict[str, li
     classes = read_classes(*options.classes) if options.classes else None
     chosen = {"by": options.by, "limit": options.limit, "seed": options.seed}
     where = {"root": options.data_root, "download": options.download}
+    where["imagenet"] = bool(set(SETS).intersection(options.classes or []))
     pictures = {
         data: select(data, options.train, learns=bool(set(each) & set(PROBES)), **chosen, **where)
         for data, each in tasks.items()

@@ -24,7 +24,11 @@ ROOT = "~/.cache/miniclip"  # where published data sets are kept
 
 
 def read_dataset(
-    spec: str | Path, root: str | Path | None = None, download: bool = False, split: str = "test"
+    spec: str | Path,
+    root: str | Path | None = None,
+    download: bool = False,
+    split: str = "test",
+    imagenet: bool = False,
 ) -> list[Example]:
     """Read a data set; of an example's captions the first is the name of its class.
 
@@ -40,6 +44,7 @@ def read_dataset(
 
     root: the folder that holds cifar-10-batches-py, cifar-100-python or mnist (also torchvision's MNIST/raw), or one of
     these folders; ROOT by default.
+    imagenet: folders with numbers for names are ImageNet's labels, even if there are fewer than 1,000.
 
     DataError for what can't be read, DownloadError for a failed download. A MiniclipWarning says which folders were
     named in OpenAI's wording, and warns of names that look like ids.
@@ -55,7 +60,7 @@ def read_dataset(
     path = Path(spec).expanduser()
     if not path.exists():
         raise DataError(f"{spec} is not a data set; expected {', '.join(NAMES)}, or the path of a list or folder")
-    examples = read_folder(path) if path.is_dir() else read_examples(path)
+    examples = read_folder(path, imagenet) if path.is_dir() else read_examples(path)
     _warn_of_ids(class_names(examples), path)
     return examples
 
@@ -66,7 +71,7 @@ def _warn_of_ids(names: list[str], path: Path) -> None:
         warnings.warn(f"{text}: name them in words, as ids are no prompts that a model knows", MiniclipWarning, 3)
 
 
-def read_folder(path: Path) -> list[Example]:
+def read_folder(path: Path, imagenet: bool = False) -> list[Example]:
     """The pictures in a folder with one folder for each class, as of `read_dataset`; what is left out is warned of."""
     found = scan([path])
     folders = {Path(file): Path(file).relative_to(path).parts for file in found.pictures}
@@ -76,7 +81,7 @@ def read_folder(path: Path) -> list[Example]:
         raise DataError(f"{path} has no pictures; expected {path}/CLASS NAME/PICTURE, or a .json list. {reasons:.500}")
     if reasons:
         warnings.warn(f"{path}: {reasons:.500}", MiniclipWarning, stacklevel=3)
-    names = names_of_folders(set(folders.values()))
+    names = names_of_folders(set(folders.values()), imagenet)
     if names:
         first = next(iter(folders.values()))
         wording = f"its {len(names)} folders are ImageNet's classes, in OpenAI's wording: {first} is {names[first]!r}"

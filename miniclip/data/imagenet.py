@@ -30,14 +30,16 @@ def imagenet_classes(name: str = "imagenet") -> list[str]:
     return [wording for _, wording, subsets in _rows() if SETS[name] in subsets]
 
 
-def names_of_folders(folders: Collection[str]) -> dict[str, str] | None:
+def names_of_folders(folders: Collection[str], labels: bool = False) -> dict[str, str] | None:
     """The wording of each class, if all folders are ImageNet's ids, or if they are its labels, "0" to "999"; else None.
 
-    A part of the labels is not enough: "0" to "9" may be anybody's classes.
+    A part of the labels is not enough, unless `labels` says that numbers are ImageNet's labels: "0" to "9" may be the
+    classes of any data set.
     """
     by_id = {identifier: wording for identifier, wording, _ in _rows()}
     by_label = {str(label): wording for label, (_, wording, _) in enumerate(_rows())}
-    known = by_label if set(folders) == by_label.keys() else by_id
+    are_labels = by_label.keys() >= set(folders) and (labels or len(set(folders)) == len(by_label))
+    known = by_label if are_labels else by_id
     return {folder: known[folder] for folder in folders} if known.keys() >= set(folders) else None
 
 

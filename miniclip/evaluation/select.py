@@ -25,14 +25,15 @@ def select(
     seed: int = 0,
     root: Path | None = None,
     download: bool = False,
+    imagenet: bool = False,
 ) -> tuple[list[Example], list[Example]]:
     """What to measure, and what a probe learns from, which is empty unless `learns`.
 
     train: a data set to learn from; None: the training split of a published data set, else half of each class.
     by: "name", or "category", which is then each picture's name. limit: measure so many, chosen by `seed`.
-    root, download: see `read_dataset`. DataError for data that is missing or can't be split.
+    root, download, imagenet: see `read_dataset`. DataError for data that is missing or can't be split.
     """
-    where = {"root": root, "download": download}
+    where = {"root": root, "download": download, "imagenet": imagenet}
     examples = _named(read_dataset(dataset, **where), by)
     learned: list[Example] = []
     if learns and train:

@@ -156,6 +156,12 @@ def test_embeddings_that_are_not_of_unit_length_are_refused(tiny):
     assert torch.equal(classifier.scores(embeddings.half()), classifier.scores(embeddings.half().float()))
 
 
+def test_classes_are_strings(tiny):
+    for ensemble in ("embeddings", "logits"):
+        with pytest.raises(DataError, match="a class is 3; expected its name, a string"):
+            ZeroShotClassifier(tiny[0], ["cat", 3], ensemble=ensemble)
+
+
 def test_a_name_is_no_model():
     with pytest.raises(DataError, match=r"expected a model, got 'tiny-ViT': model, preprocess = load"):
         ZeroShotClassifier("tiny-ViT", ["cat"])

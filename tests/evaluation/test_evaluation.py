@@ -560,6 +560,19 @@ def test_the_command_measures_the_sample(capsys, tmp_path):
     assert figures["zero_shot"]["predictions"][0]["image"].startswith("sample ")
 
 
+def test_the_command_takes_numbers_for_imagenets_labels_if_its_classes_are_asked_for(tmp_path, capsys):
+    for label in ("207", "340"):
+        picture(tmp_path / label / "a.png", "red")
+    assert commands.main(["evaluate", str(tmp_path), "--model", "tiny-ViT", "--classes", "imagenet", "--json"]) == 0
+    out, err = capsys.readouterr()
+    figures = json.loads(out)["zero_shot"]
+    assert figures["classes"] == 998
+    assert [answer["name"] for answer in figures["predictions"]] == ["Golden Retriever", "zebra"]
+    assert "note: " in err and "2 folders are ImageNet's classes, in OpenAI's wording: 207 is 'Golden Retriever'" in err
+    assert commands.main(["evaluate", str(tmp_path), "--model", "tiny-ViT"]) == 0
+    assert "look like ids (207, 340, ...)" in capsys.readouterr().err
+
+
 def test_the_command_compares_data_sets(command, colours, capsys, tmp_path):
     pytest.importorskip("matplotlib")
     picture(tmp_path / "folder" / "red" / "a.png", "red")
