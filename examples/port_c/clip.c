@@ -16,7 +16,7 @@
 
 enum { HEAD_WIDTH = 64 };
 
-static TensorList weights, inputs, stages;
+static TensorList weights, inputs, stages, unrecorded;
 
 /* The two names as one. */
 static const char *at(const char *prefix, const char *suffix) {
@@ -30,7 +30,18 @@ static const Tensor *weight_tensor(const char *name) {
     return tensor;
 }
 
-static float *weight(const char *name) { return to_floats(weight_tensor(name)); }
+/* The numbers of a weight, which must have this many. */
+static float *weight(const char *name, size_t count) {
+    const Tensor *tensor = weight_tensor(name);
+    if (elements(tensor) != count) fail("%s has %zu numbers; expected %zu", name, elements(tensor), count);
+    return to_floats(tensor);
+}
+
+/* Side i of a tensor that must have this many dimensions. */
+static int side(const Tensor *tensor, int dimensions, int i) {
+    if (tensor->dimensions != dimensions) fail("%s does not have %d dimensions", tensor->name, dimensions);
+    return (int)tensor->shape[i];
+}
 
 /* A new stage of this shape, to be filled. */
 static float *stage(const char *name, int dimensions, ...) {
@@ -63,7 +74,7 @@ static void project(float *y, const float *x, int rows, int in, const float *p, 
 }
 
 static void layer_norm(float *y, const float *x, int rows, int width, const char *name) {
-    const float *w = weight(at(name, ".weight")), *b = weight(at(name, ".bias"));
+    const float *w = weight(at(name, ".weight"), width), *b = weight(at(name, ".bias"), width);
     for (int r = 0; r < rows; r++, x += width, y += width) {
         float mean = 0, variance = 0;
         for (int i = 0; i < width; i++) mean += x[i] / width;
@@ -98,8 +109,11 @@ static void split_heads(float *y, const float *packed, int n, int length, int wi
 /* x [n, length, width] -> attention before the output projection, [n, length, width] */
 static float *attention(const float *x, int n, int length, int width, const char *name, int causal) {
     int heads = width / HEAD_WIDTH;
-    float *packed = allocate((size_t)n * length * 3 * width * sizeof *packed);
-    linear(packed, x, n * length, width, weight(at(name, ".in_proj_weight")), weight(at(name, ".in_proj_bias")), 3 * width);
+    if (width % HEAD_WIDTH) fail("%s is %d wide; expected a multiple of %d", name, width, HEAD_WIDTH);
+    const float *w = weight(at(name, ".in_proj_weight"), 3 * (size_t)width * width);
+    const float *b = weight(at(name, ".in_proj_bias"), 3 * (size_t)width);
+    float *packed = append(&unrecorded, name, "F32", 3, (size_t[]){n, length, 3 * (size_t)width})->data;
+    linear(packed, x, n * length, width, w, b, 3 * width);
     float *qkv[3];
     for (int i = 0; i < 3; i++) {
         static const char *suffix[3] = {".q", ".k", ".v"};
@@ -129,7 +143,7 @@ static float *attention(const float *x, int n, int length, int width, const char
 
 static float *linear_stage(const float *x, int n, int length, int in, const char *name, int out) {
     float *y = stage(name, 3, n, length, out);
-    linear(y, x, n * length, in, weight(at(name, ".weight")), weight(at(name, ".bias")), out);
+    linear(y, x, n * length, in, weight(at(name, ".weight"), (size_t)out * in), weight(at(name, ".bias"), out), out);
     return y;
 }
 
@@ -152,7 +166,7 @@ static const float *transformer(const float *x, int n, int length, int width, co
         snprintf(number, sizeof number, "%d", layer);
         const char *block = at(prefix, number);
         if (!find(&weights, at(block, ".ln_1.weight"))) return x;
-        int hidden_width = (int)weight_tensor(at(block, ".mlp.c_fc.weight"))->shape[0];
+        int hidden_width = side(weight_tensor(at(block, ".mlp.c_fc.weight")), 2, 0);
         const float *norm = layer_norm_stage(x, n, length, width, at(block, ".ln_1"));
         const float *context = attention(norm, n, length, width, at(block, ".attn"), causal);
         const float *attended = linear_stage(context, n, length, width, at(block, ".attn.out_proj"), width);
@@ -169,11 +183,12 @@ static const float *transformer(const float *x, int n, int length, int width, co
 /* pixels [n, 3, size, size] -> image_embedding [n, embed] */
 static const float *encode_image(const float *pixels, int n, int size) {
     const Tensor *kernel = weight_tensor("visual.conv1.weight");
-    int width = (int)kernel->shape[0], patch = (int)kernel->shape[3], grid = size / patch, length = grid * grid + 1;
-    const float *w = to_floats(kernel);
+    int width = side(kernel, 4, 0), patch = side(kernel, 4, 3), grid = size / patch, length = grid * grid + 1;
+    const float *w = weight("visual.conv1.weight", (size_t)width * 3 * patch * patch);
     float *patches = stage("visual.conv1", 4, n, width, grid, grid);
     float *x = stage("visual.embedded", 3, n, length, width);
-    const float *class_token = weight("visual.class_embedding"), *positions = weight("visual.positional_embedding");
+    const float *class_token = weight("visual.class_embedding", width);
+    const float *positions = weight("visual.positional_embedding", (size_t)length * width);
     for (int image = 0; image < n; image++)
         for (int o = 0; o < width; o++) {
             x[(size_t)image * length * width + o] = class_token[o] + positions[o];
@@ -194,9 +209,9 @@ static const float *encode_image(const float *pixels, int n, int size) {
     float *pooled = stage("visual.pooled", 2, n, width), *norm = stage("visual.ln_post", 2, n, width);
     for (int i = 0; i < n; i++) memcpy(pooled + i * width, y + (size_t)i * length * width, width * sizeof *y);
     layer_norm(norm, pooled, n, width, "visual.ln_post");
-    int embed = (int)weight_tensor("visual.proj")->shape[1];
+    int embed = side(weight_tensor("visual.proj"), 2, 1);
     float *projected = stage("visual.proj", 2, n, embed), *embedding = stage("image_embedding", 2, n, embed);
-    project(projected, norm, n, width, weight("visual.proj"), embed);
+    project(projected, norm, n, width, weight("visual.proj", (size_t)width * embed), embed);
     unit(embedding, projected, n, embed);
     return embedding;
 }
@@ -204,8 +219,10 @@ static const float *encode_image(const float *pixels, int n, int size) {
 /* ids [n, length] -> text_embedding [n, embed] */
 static const float *encode_text(const int32_t *ids, int n, int length) {
     const Tensor *table = weight_tensor("token_embedding.weight");
-    int width = (int)table->shape[1], embed = (int)weight_tensor("text_projection")->shape[1];
-    const float *tokens = to_floats(table), *positions = weight("positional_embedding");
+    int width = side(table, 2, 1), embed = side(weight_tensor("text_projection"), 2, 1);
+    int context = side(weight_tensor("positional_embedding"), 2, 0);
+    if (length > context) fail("text.ids has %d columns; expected at most %d", length, context);
+    const float *tokens = to_floats(table), *positions = weight("positional_embedding", (size_t)context * width);
     float *embedded = stage("token_embedding", 3, n, length, width), *x = stage("text.embedded", 3, n, length, width);
     for (int i = 0; i < n * length; i++) {
         if (ids[i] < 0 || (size_t)ids[i] >= table->shape[0]) fail("%d is not a token id", (int)ids[i]);
@@ -224,7 +241,7 @@ static const float *encode_text(const int32_t *ids, int n, int length) {
         memcpy(pooled + i * width, y + ((size_t)i * length + end) * width, width * sizeof *y);
     }
     float *projected = stage("text_projection", 2, n, embed), *embedding = stage("text_embedding", 2, n, embed);
-    project(projected, pooled, n, width, weight("text_projection"), embed);
+    project(projected, pooled, n, width, weight("text_projection", (size_t)width * embed), embed);
     unit(embedding, projected, n, embed);
     return embedding;
 }
@@ -234,7 +251,8 @@ static const float *prepare(int size, int *n) {
     const Tensor *decoded = find(&inputs, "image.decoded"), *given = find(&inputs, "image.pixels");
     *n = 1;
     if (decoded) {
-        int h = (int)decoded->shape[0], w = (int)decoded->shape[1], bands = (int)decoded->shape[2], h_new, w_new;
+        int h = side(decoded, 3, 0), w = side(decoded, 3, 1), bands = side(decoded, 3, 2), h_new, w_new;
+        if (strcmp(decoded->dtype, "U8") || bands > 4) fail("image.decoded is not U8 with 1 to 4 bands");
         unsigned char *resized = resize(decoded->data, h, w, bands, size, &h_new, &w_new);
         append(&stages, "image.resized", "U8", 3, (size_t[]){h_new, w_new, bands})->data = resized;
         unsigned char *cropped = append(&stages, "image.cropped", "U8", 3, (size_t[]){size, size, 3})->data;
@@ -244,8 +262,9 @@ static const float *prepare(int size, int *n) {
         return pixels;
     }
     if (!given) return NULL;
-    if (given->dimensions != 4 || (int)given->shape[2] != size) fail("image.pixels are not of the model's size");
-    *n = (int)given->shape[0];
+    *n = side(given, 4, 0);
+    if (side(given, 4, 1) != 3 || side(given, 4, 2) != size || side(given, 4, 3) != size)
+        fail("image.pixels are not of the model's size");
     return to_floats(given);
 }
 
@@ -254,20 +273,25 @@ int main(int count, char **arguments) {
     weights = read_tensors(arguments[1]);
     inputs = read_tensors(arguments[2]);
     if (!find(&weights, "visual.proj")) fail("%s is not a CLIP with a Vision Transformer", arguments[1]);
-    int grid = (int)lround(sqrt((double)weight_tensor("visual.positional_embedding")->shape[0] - 1));
-    int size = (int)weight_tensor("visual.conv1.weight")->shape[3] * grid, images = 0, texts = 0;
+    int grid = (int)lround(sqrt((double)side(weight_tensor("visual.positional_embedding"), 2, 0) - 1));
+    int patch = side(weight_tensor("visual.conv1.weight"), 4, 3), images = 0, texts = 0;
+    if (grid < 1 || patch > 4096 / grid) fail("%s has pictures of no size, or of more than 4096", arguments[1]);
+    int size = patch * grid;
 
     const float *pixels = prepare(size, &images), *image_embedding = NULL, *text_embedding = NULL;
     if (pixels) image_embedding = encode_image(pixels, images, size);
     const Tensor *ids = find(&inputs, "text.ids");
     if (ids) {
         if (strcmp(ids->dtype, "I32")) fail("text.ids are %s; expected I32", ids->dtype);
-        texts = (int)ids->shape[0];
-        text_embedding = encode_text(ids->data, texts, (int)ids->shape[1]);
+        texts = side(ids, 2, 0);
+        int32_t *aligned = allocate(elements(ids) * sizeof *aligned);
+        memcpy(aligned, ids->data, elements(ids) * sizeof *aligned);
+        text_embedding = encode_text(aligned, texts, side(ids, 2, 1));
     }
     if (image_embedding && text_embedding) {
-        float *logits = stage("logits_per_image", 2, images, texts), scale = expf(*weight("logit_scale"));
-        int embed = (int)weight_tensor("visual.proj")->shape[1];
+        float *logits = stage("logits_per_image", 2, images, texts), scale = expf(*weight("logit_scale", 1));
+        int embed = side(weight_tensor("visual.proj"), 2, 1);
+        if (side(weight_tensor("text_projection"), 2, 1) != embed) fail("the two towers differ in the width of embeddings");
         for (int i = 0; i < images; i++)
             for (int t = 0; t < texts; t++) {
                 float cosine = 0;

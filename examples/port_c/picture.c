@@ -59,7 +59,8 @@ static void divide_by_alpha(unsigned char *picture, size_t pixels, int bands) {
 }
 
 unsigned char *resize(const unsigned char *picture, int h, int w, int bands, int size, int *h_new, int *w_new) {
-    int shorter = h < w ? h : w;
+    int shorter = h < w ? h : w, longer = h < w ? w : h;
+    if ((int64_t)size * longer / shorter > 1 << 24) fail("a picture of %d x %d is too thin", w, h);
     *h_new = (int)((int64_t)size * h / shorter);
     *w_new = (int)((int64_t)size * w / shorter);
     unsigned char *x = allocate((size_t)h * w * bands);

@@ -1,6 +1,7 @@
 #include "safetensors.h"
 
 #include <inttypes.h>
+#include <limits.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -24,7 +25,11 @@ void *allocate(size_t bytes) {
 
 size_t elements(const Tensor *tensor) {
     size_t count = 1;
-    for (int i = 0; i < tensor->dimensions; i++) count *= tensor->shape[i];
+    for (int i = 0; i < tensor->dimensions; i++) {
+        if (tensor->shape[i] < 1 || tensor->shape[i] > INT_MAX / count)
+            fail("%s is empty, or has more than %d numbers", tensor->name, INT_MAX);
+        count *= tensor->shape[i];
+    }
     return count;
 }
 
@@ -101,7 +106,10 @@ static void read_string(Text *text, char *result, size_t size) {
 static size_t read_size(Text *text) {
     size_t value = 0;
     if (peek(text) < '0' || *text->at > '9') fail("the header has '%c' where a number is expected", *text->at);
-    while (text->at < text->end && *text->at >= '0' && *text->at <= '9') value = 10 * value + (*text->at++ - '0');
+    while (text->at < text->end && *text->at >= '0' && *text->at <= '9') {
+        if (value > (SIZE_MAX - 9) / 10) fail("the header has a number that is too large");
+        value = 10 * value + (*text->at++ - '0');
+    }
     return value;
 }
 

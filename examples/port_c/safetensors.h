@@ -25,6 +25,7 @@ _Noreturn void fail(const char *format, ...);
 
 void *allocate(size_t bytes);
 
+/* From 1 to INT_MAX: other tensors end the program, so that a size never wraps around. */
 size_t elements(const Tensor *tensor);
 
 /* All tensors of a file. What is malformed ends the program with a message. */

@@ -1,14 +1,20 @@
 """The ports in examples/ pass every stage, fail where a mistake is put into them, and the specification is complete."""
 
+import json
+import math
+import os
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from random import Random
 
+import make_preprocess
 import numpy as np
 import PIL
 import pytest
+import regex
 import torch
 from conformance import seeded
 from hypothesis import assume, given, settings
@@ -21,10 +27,12 @@ from miniclip.config import MODELS, PreprocessConfig
 from miniclip.conformance import compare, load_stages, load_trace, save_trace, trace
 from miniclip.conformance.compare import compare_files
 from miniclip.conformance.measure import INPUTS, PRECISIONS
+from miniclip.conformance.mistakes import tokens
 from miniclip.io import save_tensors
 from miniclip.loading import blank_model, build_model, open_checkpoint, shapes_of
 from miniclip.openai import stages as tables
 from miniclip.stages import IMAGE, LOGITS
+from miniclip.tokenizer import split_words
 
 ROOT = Path(__file__).parents[2]
 SPECIFICATION = ROOT / "tests" / "conformance" / "README.md"
@@ -169,12 +177,15 @@ def test_picture_with_a_mistake_differs_from_pillow(function, mistake, monkeypat
 # The port in C
 
 
-def build(folder: Path, edit: tuple[str, str] = ("", "")) -> Path:
+SANITIZED = "CFLAGS=-O1 -g -std=c11 -ffp-contract=off -fsanitize=address,undefined -fno-sanitize-recover=all"
+
+
+def build(folder: Path, edit: tuple[str, str] = ("", ""), *options: str) -> Path:
     for file in (ROOT / "examples" / "port_c").iterdir():
         if file.suffix in (".c", ".h") or file.name == "Makefile":
             text = file.read_text()
             (folder / file.name).write_text(text.replace(*edit) if file.name == "clip.c" and edit[0] else text)
-    done = subprocess.run(["make", "-C", folder], capture_output=True, text=True)
+    done = subprocess.run(["make", "-C", folder, *options], capture_output=True, text=True)
     assert done.returncode == 0 and "warning" not in done.stderr, done.stderr
     return folder / "clip"
 
@@ -229,7 +240,179 @@ def test_c_port_refuses_a_damaged_file(content, c_port, tmp_path):
     assert not (tmp_path / "mine.safetensors").exists()
 
 
+def split(data: bytes) -> tuple[dict, bytes]:
+    """The header of a safetensors file and what follows it."""
+    length = int.from_bytes(data[:8], "little")
+    return json.loads(data[8 : 8 + length]), data[8 + length :]
+
+
+def joined(header: dict | str, body: bytes) -> bytes:
+    text = (header if isinstance(header, str) else json.dumps(header)).encode()
+    return len(text).to_bytes(8, "little") + text + body
+
+
+def crafted(header: dict, body: bytes, random: Random) -> bytes:
+    """A file with one to three changes that a reader must notice or survive."""
+    header = json.loads(json.dumps(header))
+    strange = [0, 1, 2, 3, 63, 64, 65, 192, 2**16, 2**31 - 1, 2**31, 2**32, 2**62, 2**63, 2**64 - 1, 2**64, 2**70]
+    for _ in range(random.randint(1, 3)):
+        name = random.choice([name for name in header if name != "__metadata__"])
+        entry, kind = header[name], random.randrange(8)
+        if kind == 0:
+            entry["shape"] = [random.choice(strange) for _ in range(random.randrange(5))]
+        elif kind == 1 and entry["shape"]:
+            entry["shape"][random.randrange(len(entry["shape"]))] = random.choice(strange)
+        elif kind == 2:
+            entry["shape"] = entry["shape"][::-1] + [1] * random.randrange(3)
+        elif kind == 3:
+            entry["data_offsets"][random.randrange(2)] = random.choice([*strange, len(body)])
+        elif kind == 4:
+            entry["dtype"] = random.choice(["F32", "F64", "I64", "U8", "BF16", "X", "F" * 300])
+        elif kind == 5:
+            count = math.prod(entry["shape"]) // 2  # a smaller tensor that fits its place
+            first, size = entry["data_offsets"][0], (entry["data_offsets"][1] - entry["data_offsets"][0]) // 2
+            entry |= {"shape": [count], "data_offsets": [first, first + size]}
+        elif kind == 6:
+            other = random.choice([name for name in header if name != "__metadata__"])
+            header[name], header[other] = header[other], header[name]
+        else:
+            header[random.choice([name + "x", "n" * 500, 'a"b'])] = header.pop(name)
+    data = joined(header, body)
+    return data[: random.randrange(len(data))] if random.random() < 0.1 else data
+
+
+@needs_compiler
+@pytest.mark.slow  # 200 runs under the address sanitizer, which notices every access outside of what was allocated
+def test_c_port_survives_crafted_files(cases, tmp_path):
+    program = build(tmp_path, ("", ""), SANITIZED)
+    random, case = Random(0), cases["tiny-ViT"]
+    files = [(case / f"{name}.safetensors").read_bytes() for name in ("weights", "golden")]
+    environment = os.environ | {"ASAN_OPTIONS": "detect_leaks=0:exitcode=99:allocator_may_return_null=1"}
+    codes = []
+    for i in range(200):
+        changed = [crafted(*split(data), random) if k == i % 2 else data for k, data in enumerate(files)]
+        paths = [tmp_path / name for name in ("weights", "golden", "mine")]
+        for path, data in zip(paths, changed, strict=False):
+            path.write_bytes(data)
+        done = subprocess.run([program, *paths], capture_output=True, text=True, env=environment, errors="replace")
+        assert done.returncode in (0, 1), done.stderr
+        codes.append(done.returncode)
+    assert 100 < sum(codes) < 200  # most are refused, some have no influence
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_the_sanitizer_would_notice(cases, tmp_path):
+    """The same check finds a size that is not checked."""
+    program = build(tmp_path, ("if (elements(tensor) != count)", "if (0)"), SANITIZED)
+    header, body = split((cases["tiny-ViT"] / "weights.safetensors").read_bytes())
+    entry = header["ln_final.weight"]
+    header["ln_final.weight"] = entry | {"shape": [1], "data_offsets": [len(body) - 2, len(body)]}
+    (tmp_path / "weights").write_bytes(joined(header, body))
+    paths = [tmp_path / "weights", cases["tiny-ViT"] / "golden.safetensors", tmp_path / "mine"]
+    done = subprocess.run([program, *paths], capture_output=True, text=True, errors="replace")
+    assert "AddressSanitizer: heap-buffer-overflow" in done.stderr
+
+
+# The port in JavaScript
+
+JAVASCRIPT = ROOT / "examples" / "port_js"
+needs_node = pytest.mark.skipif(
+    not (shutil.which("node") and int(subprocess.check_output(["node", "--version"])[1:].split(b".")[0]) >= 20),
+    reason="the port in JavaScript needs Node 20 or later",
+)
+
+
+def run_javascript_port(case: str, golden: Path, output: Path, *options: str, folder: Path = JAVASCRIPT) -> None:
+    weights = ROOT / "weights" / f"{case}.safetensors.gz"
+    subprocess.run(["node", folder / "run.mjs", weights, golden, output, *options], check=True)
+
+
+@needs_node
+@pytest.mark.parametrize("model", ["tiny-ViT", "tiny-RN"])
+def test_javascript_port_passes_every_golden(model, tmp_path):
+    """From the decoded picture and the strings on: its tokenizer makes text.ids."""
+    run_javascript_port(model, GOLDENS / model, tmp_path)
+    goldens = sorted((GOLDENS / model).glob("*.safetensors"))
+    assert len(goldens) > 10
+    for golden in goldens:
+        check_all_stages_pass(golden, tmp_path / golden.name)
+        has_text = "text.utf8" in load_trace(golden)[0]
+        assert ("text.ids" in load_file(tmp_path / golden.name)) == has_text
+
+
+@needs_node
+def test_javascript_port_reads_the_weights(tmp_path):
+    golden, mine = GOLDENS / "tiny-ViT" / "pixel.safetensors", tmp_path / "mine.safetensors"
+    run_javascript_port("tiny-ViT", golden, mine, "--weights")
+    comparison = compare_files(golden, mine, "tiny-ViT")
+    assert comparison.passed and sum(stage.name.startswith("w.") for stage in comparison.stages) > 50
+
+
+@needs_node
+def test_comparison_finds_a_mistake_in_the_javascript_port(tmp_path):
+    shutil.copytree(JAVASCRIPT, tmp_path / "examples" / "port_js")
+    for name in ("miniclip/bpe_simple_vocab_16e6.txt.gz", *(f"tests/conformance/{x}.json" for x in TABLES)):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    source = tmp_path / "examples" / "port_js" / "tokenizer.mjs"
+    changed = source.read_text(encoding="utf-8").replace(".toLowerCase()", "")
+    assert changed != source.read_text(encoding="utf-8")
+    source.write_text(changed, encoding="utf-8")
+    golden, mine = GOLDENS / "tiny-ViT" / "all.safetensors", tmp_path / "mine.safetensors"
+    run_javascript_port("tiny-ViT", golden, mine, folder=source.parent)
+    comparison = compare_files(golden, mine)
+    assert comparison.first_wrong == "text.ids" and comparison.texts[0].mistakes == ("not lower-cased",)
+
+
+TABLES = ("html_entities", "windows_1252")
+TOKENIZE = """
+import {{ readFileSync }} from "node:fs";
+import {{ gunzip }} from "{port}/safetensors.mjs";
+import {{ makeTokenizer }} from "{port}/tokenizer.mjs";
+const read = (path) => readFileSync("{root}/" + path);
+const [golden, entities, windows1252] = ["tokenizer", "html_entities", "windows_1252"].map((name) =>
+  JSON.parse(read(`tests/conformance/${{name}}.json`).toString()));
+const merges = new TextDecoder().decode(await gunzip(read("miniclip/bpe_simple_vocab_16e6.txt.gz")));
+const {{ encode }} = makeTokenizer(merges, entities, windows1252);
+console.log(JSON.stringify(golden.encode.map(([text]) => encode(text))));
+"""
+
+
+@needs_node
+def test_javascript_tokenizer_on_all_strings(tmp_path):
+    """Every string gets the reference's ids, or those of the reference without the guess at mojibake."""
+    script = tmp_path / "all.mjs"
+    script.write_text(TOKENIZE.format(root=ROOT.as_posix(), port=JAVASCRIPT.as_posix()))
+    got = json.loads(subprocess.check_output(["node", script]))
+    golden = json.loads((SPECIFICATION.parent / "tokenizer.json").read_text(encoding="ascii"))["encode"]
+    steps, others = tokens.STEPS["no guess at mojibake"], 0
+    for ids, (text, expected) in zip(got, golden, strict=True):
+        if ids != expected:
+            others += 1
+            assert [49406, *ids, 49407] == tokens.ids_of(text, len(ids) + 2, **steps), text
+    assert others == 406  # as section 4.6 says
+
+
 # The specification
+
+
+def test_specification_cuts_words_as_the_tokenizer():
+    """Its five alternatives, taken without ignoring case, for every character."""
+    alternatives = (
+        r"<\|[sſ]tartoftext\|>|<\|endoftext\|>|'[sſ]|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}\u0345]+"
+    )
+    characters = [chr(c) for c in range(0x110000) if not 0xD800 <= c < 0xE000 and not chr(c).isspace()]
+    text = " ".join(f"x{c}y '{c} !{c}1 <|{c}tartoftext|>" for c in characters).lower()
+    expected = split_words(text)
+    assert regex.findall(cut, text) == expected
+    assert regex.findall(cut.replace(r"\u0345", ""), text) != expected
+
+
+def test_specification_says_where_samples_are_taken():
+    for case in json.loads((SPECIFICATION.parent / "cases.json").read_text())["preprocess"]:
+        count = 3 * case["image_size"] ** 2
+        assert make_preprocess.samples(torch.arange(count)).tolist() == [k * (count - 1) // 63 for k in range(64)]
 
 
 def stage_names() -> list[str]:

@@ -1,0 +1,332 @@
+// CLIP's towers and score, sections 6 to 10 of the specification: both kinds of image tower, float32, heads 64 wide.
+
+import { count } from "./safetensors.mjs";
+import { crop, normalize, resize } from "./picture.mjs";
+
+const HEAD_WIDTH = 64;
+const EPS = 1e-5;
+
+/** A model from its weights, a Map as readTensors returns it. Every stage that it computes goes to `stages`, a Map. */
+export class CLIP {
+  constructor(weights) {
+    this.weights = weights;
+    this.stages = new Map();
+    const isViT = weights.has("visual.proj");
+    const positions = this.shape(isViT ? "visual.positional_embedding" : "visual.attnpool.positional_embedding")[0];
+    this.size = (isViT ? this.shape("visual.conv1.weight")[3] : 32) * Math.round(Math.sqrt(positions - 1));
+    this.tower = isViT ? this.vit : this.resnet;
+  }
+
+  weight(name) {
+    const tensor = this.weights.get(name);
+    if (!tensor) throw new Error(`the weights have no tensor ${name}`);
+    return tensor.data;
+  }
+
+  shape(name) {
+    this.weight(name);
+    return this.weights.get(name).shape;
+  }
+
+  /** Record a stage and return its numbers. */
+  stage(name, shape, data, dtype = "F32") {
+    if (data.length !== count(shape)) throw new Error(`${name} has ${data.length} numbers, not ${shape}`);
+    this.stages.set(name, { dtype, shape, data });
+    return data;
+  }
+
+  /** {width, height, bands, data} -> pixels [1, 3, size, size] */
+  preprocess(picture) {
+    const resized = resize(picture, this.size);
+    this.stage("image.resized", [resized.height, resized.width, resized.bands], resized.data, "U8");
+    const cropped = this.stage("image.cropped", [this.size, this.size, 3], crop(resized, this.size), "U8");
+    return this.stage("image.pixels", [1, 3, this.size, this.size], normalize(cropped));
+  }
+
+  /** pixels [n, 3, size, size] -> embeddings [n, E] of length 1 */
+  encodeImage(pixels, n) {
+    const embedding = this.tower(pixels, n);
+    return this.stage("image_embedding", [n, embedding.length / n], unit(embedding, n));
+  }
+
+  /** ids, an Int32Array [n, length] -> embeddings [n, E] of length 1 */
+  encodeText(ids, n) {
+    const length = ids.length / n;
+    const [, width] = this.shape("token_embedding.weight");
+    const table = this.weight("token_embedding.weight");
+    const embedded = takeRows(table, width, ids);
+    this.stage("token_embedding", [n, length, width], embedded);
+    const positions = this.weight("positional_embedding");
+    let x = fill(embedded.length, (i) => embedded[i] + positions[i % (length * width)]);
+    x = this.transformer(this.stage("text.embedded", [n, length, width], x), n, length, width, "transformer", true);
+    x = this.stage("ln_final", [n, length, width], this.layerNorm(x, width, "ln_final"));
+    const ends = range(n).map((row) => row * length + argmax(ids.subarray(row * length, (row + 1) * length)));
+    const pooled = this.stage("text.pooled", [n, width], takeRows(x, width, ends));
+    const projected = this.project(pooled, n, "text_projection");
+    return this.stage("text_embedding", [n, projected.length / n], unit(projected, n));
+  }
+
+  /** Embeddings [images, E] and [texts, E] -> logits [images, texts] */
+  score(images, texts, n, m) {
+    const width = images.length / n;
+    const scale = Math.exp(this.weight("logit_scale")[0]);
+    const logits = fill(n * m, (i) => scale * dot(images, Math.floor(i / m) * width, texts, (i % m) * width, width));
+    return this.stage("logits_per_image", [n, m], logits);
+  }
+
+  // The Vision Transformer
+
+  vit(pixels, n) {
+    const [width, , , patch] = this.shape("visual.conv1.weight");
+    const grid = this.size / patch;
+    const length = 1 + grid * grid;
+    const patches = this.conv({ n, channels: 3, side: this.size, data: pixels }, "visual.conv1", patch, 0).data;
+    const token = this.weight("visual.class_embedding");
+    const positions = this.weight("visual.positional_embedding");
+    let x = new Float32Array(n * length * width);
+    for (let i = 0; i < n; i++)
+      for (let t = 0; t < length; t++)
+        for (let d = 0; d < width; d++) {
+          const value = t ? patches[(i * width + d) * (length - 1) + t - 1] : token[d];
+          x[(i * length + t) * width + d] = value + positions[t * width + d];
+        }
+    this.stage("visual.embedded", [n, length, width], x);
+    x = this.stage("visual.ln_pre", [n, length, width], this.layerNorm(x, width, "visual.ln_pre"));
+    x = this.transformer(x, n, length, width, "visual.transformer", false);
+    const pooled = takeRows(x, width, range(n).map((image) => image * length));
+    x = this.layerNorm(this.stage("visual.pooled", [n, width], pooled), width, "visual.ln_post");
+    return this.project(this.stage("visual.ln_post", [n, width], x), n, "visual.proj");
+  }
+
+  /** The blocks of either tower: x [n, length, width] -> the same. */
+  transformer(x, n, length, width, name, causal) {
+    const sides = [n, length, width];
+    for (let layer = 0; this.weights.has(`${name}.resblocks.${layer}.ln_1.weight`); layer++) {
+      const block = `${name}.resblocks.${layer}`;
+      let norm = this.stage(`${block}.ln_1`, sides, this.layerNorm(x, width, `${block}.ln_1`));
+      const [weight, bias] = ["weight", "bias"].map((kind) => this.weight(`${block}.attn.in_proj_${kind}`));
+      const packed = linear(norm, width, weight, bias);
+      const part = (i) => takeRows(packed, width, range(n * length).map((row) => 3 * row + i));
+      const context = this.attention([0, 1, 2].map(part), n, width, `${block}.attn`, causal);
+      this.stage(`${block}.attn.context`, sides, context);
+      const attended = this.linear(context, width, `${block}.attn.out_proj`);
+      this.stage(`${block}.attn.out_proj`, sides, attended);
+      const residual = this.stage(`${block}.residual`, sides, fill(x.length, (i) => x[i] + attended[i]));
+      norm = this.stage(`${block}.ln_2`, sides, this.layerNorm(residual, width, `${block}.ln_2`));
+      const hidden = this.linear(norm, width, `${block}.mlp.c_fc`);
+      const wide = [n, length, hidden.length / (n * length)];
+      this.stage(`${block}.mlp.c_fc`, wide, hidden);
+      const active = this.stage(`${block}.mlp.activation`, wide, hidden.map((h) => h / (1 + Math.exp(-1.702 * h))));
+      const out = this.stage(`${block}.mlp.c_proj`, sides, this.linear(active, wide[2], `${block}.mlp.c_proj`));
+      x = this.stage(block, sides, fill(x.length, (i) => residual[i] + out[i]));
+    }
+    return x;
+  }
+
+  /** q [n, Lq, width], k and v [n, L, width] -> [n, Lq, width] */
+  attention([q, k, v], n, width, name, causal) {
+    const heads = width / HEAD_WIDTH;
+    const [queries, keys] = [q, k].map((x) => x.length / (n * width));
+    for (const [letter, x, length] of [["q", q, queries], ["k", k, keys], ["v", v, keys]])
+      this.stage(`${name}.${letter}`, [n, heads, length, HEAD_WIDTH], splitHeads(x, n, length, heads));
+    const probabilities = new Float32Array(n * heads * queries * keys);
+    const context = new Float32Array(n * queries * width);
+    for (let i = 0; i < n; i++)
+      for (let h = 0; h < heads; h++)
+        for (let t = 0; t < queries; t++) {
+          const to = ((i * queries + t) * heads + h) * HEAD_WIDTH;
+          const from = (s) => ((i * keys + s) * heads + h) * HEAD_WIDTH;
+          const seen = causal ? t + 1 : keys;
+          const scores = fill(seen, (s) => dot(q, to, k, from(s), HEAD_WIDTH) / Math.sqrt(HEAD_WIDTH));
+          softmax(scores).forEach((p, s) => {
+            probabilities[((i * heads + h) * queries + t) * keys + s] = p;
+            for (let d = 0; d < HEAD_WIDTH; d++) context[to + d] += p * v[from(s) + d];
+          });
+        }
+    this.stage(`${name}.probabilities`, [n, heads, queries, keys], probabilities);
+    return context;
+  }
+
+  // The ModifiedResNet. A map is {n, channels, side, data}.
+
+  resnet(pixels, n) {
+    let x = { n, channels: 3, side: this.size, data: pixels };
+    x = this.convolved(x, "visual", 1, 2, 1);
+    x = this.convolved(x, "visual", 2, 1, 1);
+    x = this.convolved(x, "visual", 3, 1, 1);
+    x = this.averaged(x, 2, "visual.avgpool");
+    for (const layer of [1, 2, 3, 4])
+      for (let i = 0; this.weights.has(`visual.layer${layer}.${i}.conv1.weight`); i++)
+        x = this.bottleneck(x, `visual.layer${layer}.${i}`, layer > 1 && i === 0 ? 2 : 1);
+    return this.attentionPool(x);
+  }
+
+  bottleneck(input, block, stride) {
+    let shortcut = input;
+    if (this.weights.has(`${block}.downsample.0.weight`)) {
+      if (stride > 1) shortcut = this.averaged(shortcut, stride, `${block}.downsample.-1`);
+      shortcut = this.batchNorm(this.conv(shortcut, `${block}.downsample.0`, 1, 0), `${block}.downsample.1`);
+    }
+    let x = this.convolved(this.convolved(input, block, 1, 1, 0), block, 2, 1, 1);
+    if (stride > 1) x = this.averaged(x, stride, `${block}.avgpool`);
+    x = this.batchNorm(this.conv(x, `${block}.conv3`, 1, 0), `${block}.bn3`);
+    return this.map(block, x, fill(x.data.length, (i) => Math.max(x.data[i] + shortcut.data[i], 0)));
+  }
+
+  /** Convolution, norm and ReLU. */
+  convolved(x, scope, number, stride, padding) {
+    x = this.batchNorm(this.conv(x, `${scope}.conv${number}`, stride, padding), `${scope}.bn${number}`);
+    return this.map(`${scope}.relu${number}`, x, x.data.map((value) => Math.max(value, 0)));
+  }
+
+  attentionPool({ n, channels, side, data }) {
+    const name = "visual.attnpool";
+    const places = side * side;
+    const positions = this.weight(`${name}.positional_embedding`);
+    const embedded = new Float32Array(n * (1 + places) * channels);
+    for (let i = 0; i < n; i++)
+      for (let c = 0; c < channels; c++) {
+        const row = data.subarray((i * channels + c) * places, (i * channels + c + 1) * places);
+        [row.reduce((sum, x) => sum + x, 0) / places, ...row].forEach((value, t) => {
+          embedded[(i * (1 + places) + t) * channels + c] = value + positions[t * channels + c];
+        });
+      }
+    this.stage(`${name}.embedded`, [n, 1 + places, channels], embedded);
+    const first = takeRows(embedded, channels, range(n).map((image) => image * (1 + places)));
+    const qkv = [first, embedded, embedded].map((x, i) => this.linear(x, channels, `${name}.${"qkv"[i]}_proj`));
+    const context = this.stage(`${name}.context`, [n, channels], this.attention(qkv, n, channels, name, false));
+    const out = this.linear(context, channels, `${name}.c_proj`);
+    return this.stage(`${name}.c_proj`, [n, out.length / n], out);
+  }
+
+  map(name, { n, channels, side }, data) {
+    return { n, channels, side, data: this.stage(name, [n, channels, side, side], data) };
+  }
+
+  conv({ n, channels, side, data }, name, stride, padding) {
+    const kernel = this.weight(`${name}.weight`);
+    const [outputs, , k] = this.shape(`${name}.weight`);
+    const newSide = Math.floor((side + 2 * padding - k) / stride) + 1;
+    const out = new Float32Array(n * outputs * newSide * newSide);
+    const inside = (at) => at >= 0 && at < side;
+    for (let i = 0, at = 0; i < n; i++)
+      for (let o = 0; o < outputs; o++)
+        for (let y = -padding; y <= side + padding - k; y += stride)
+          for (let x = -padding; x <= side + padding - k; x += stride, at++) {
+            let sum = 0;
+            for (let c = 0; c < channels; c++)
+              for (let dy = 0; dy < k; dy++)
+                for (let dx = 0; dx < k; dx++) {
+                  if (!inside(y + dy) || !inside(x + dx)) continue; // zero
+                  const value = data[((i * channels + c) * side + y + dy) * side + x + dx];
+                  sum += kernel[((o * channels + c) * k + dy) * k + dx] * value;
+                }
+            out[at] = sum;
+          }
+    return this.map(name, { n, channels: outputs, side: newSide }, out);
+  }
+
+  batchNorm(x, name) {
+    const kinds = ["weight", "bias", "running_mean", "running_var"];
+    const [weight, bias, mean, variance] = kinds.map((kind) => this.weight(`${name}.${kind}`));
+    const places = x.side * x.side;
+    const normed = x.data.map((value, i) => {
+      const c = Math.floor(i / places) % x.channels;
+      return ((value - mean[c]) / Math.sqrt(variance[c] + EPS)) * weight[c] + bias[c];
+    });
+    return this.map(name, x, normed);
+  }
+
+  averaged({ n, channels, side, data }, s, name) {
+    const half = side / s;
+    const mean = fill(n * channels * half * half, (i) => {
+      const row = Math.floor(i / half); // of all maps, one below the other
+      const corner = row * s * side + (i % half) * s;
+      let sum = 0;
+      for (let y = 0; y < s; y++) for (let x = 0; x < s; x++) sum += data[corner + y * side + x];
+      return sum / (s * s);
+    });
+    return this.map(name, { n, channels, side: half }, mean);
+  }
+
+  linear(x, inputs, name) {
+    return linear(x, inputs, this.weight(`${name}.weight`), this.weight(`${name}.bias`));
+  }
+
+  /** x [n, D] @ the weight [D, E], recorded under the weight's name */
+  project(x, n, name) {
+    const [inputs, outputs] = this.shape(name);
+    const w = this.weight(name);
+    const out = fill(n * outputs, (i) => {
+      let sum = 0;
+      for (let d = 0; d < inputs; d++) sum += x[Math.floor(i / outputs) * inputs + d] * w[d * outputs + (i % outputs)];
+      return sum;
+    });
+    return this.stage(name, [n, outputs], out);
+  }
+
+  layerNorm(x, width, name) {
+    const [weight, bias] = ["weight", "bias"].map((kind) => this.weight(`${name}.${kind}`));
+    const out = new Float32Array(x.length);
+    for (let start = 0; start < x.length; start += width) {
+      const row = x.subarray(start, start + width);
+      const mean = row.reduce((sum, value) => sum + value, 0) / width;
+      const variance = row.reduce((sum, value) => sum + (value - mean) ** 2, 0) / width;
+      row.forEach((value, d) => (out[start + d] = ((value - mean) / Math.sqrt(variance + EPS)) * weight[d] + bias[d]));
+    }
+    return out;
+  }
+}
+
+const fill = (length, value) => Float32Array.from({ length }, (_, i) => value(i));
+
+const range = (length) => [...Array(length).keys()];
+
+/** Row rows[0] of x, which has this width, then row rows[1], ... */
+function takeRows(x, width, rows) {
+  const out = new Float32Array(rows.length * width);
+  rows.forEach((row, i) => out.set(x.subarray(row * width, (row + 1) * width), i * width));
+  return out;
+}
+
+const argmax = (row) => row.reduce((best, id, i) => (id > row[best] ? i : best), 0);
+
+function dot(a, i, b, j, length) {
+  let sum = 0;
+  for (let d = 0; d < length; d++) sum += a[i + d] * b[j + d];
+  return sum;
+}
+
+/** x [rows, inputs] @ weight [outputs, inputs]^T + bias [outputs] */
+function linear(x, inputs, weight, bias) {
+  const outputs = bias.length;
+  const out = new Float32Array((x.length / inputs) * outputs);
+  for (let i = 0; i < out.length; i++) {
+    const o = i % outputs;
+    out[i] = dot(x, ((i - o) / outputs) * inputs, weight, o * inputs, inputs) + bias[o];
+  }
+  return out;
+}
+
+function softmax(scores) {
+  const largest = Math.max(...scores);
+  const powers = scores.map((score) => Math.exp(score - largest));
+  const sum = powers.reduce((total, power) => total + power, 0);
+  return powers.map((power) => power / sum);
+}
+
+/** Each of n rows divided by its Euclidean length. */
+function unit(x, n) {
+  const width = x.length / n;
+  const lengths = range(n).map((row) => Math.sqrt(dot(x, row * width, x, row * width, width)));
+  return x.map((value, i) => value / lengths[Math.floor(i / width)]);
+}
+
+/** [n, length, heads * HEAD_WIDTH] -> [n, heads, length, HEAD_WIDTH] */
+function splitHeads(x, n, length, heads) {
+  const rows = range(n * heads * length).map((i) => {
+    const image = Math.floor(i / (length * heads));
+    return (image * length + (i % length)) * heads + (Math.floor(i / length) % heads);
+  });
+  return takeRows(x, HEAD_WIDTH, rows);
+}
