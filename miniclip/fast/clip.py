@@ -6,15 +6,18 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from miniclip.fast import gpu, half, int8, resnet, vit
 from miniclip.fast import text as text_tower
 from miniclip.fast.blocks import Arithmetic
+from miniclip.fast.graphs import MOST_INPUTS, Graphs
 from miniclip.fast.prepared import Prepared
 from miniclip.fast.untouched import applies, tensors_of
 from miniclip.models.clip import CLIP
 from miniclip.models.resnet import ModifiedResNet
+from miniclip.models.transformer import Attention
 from miniclip.models.vit import VisionTransformer
 
 
@@ -35,6 +38,7 @@ class FastCLIP(CLIP):
 
     fast = True
     int8 = False  # see `miniclip.fast.int8.quantize`
+    graphs = False  # on a GPU, whether small batches run as CUDA graphs: graphs.py
     image_forms: ClassVar[dict[type[nn.Module], Form]] = {
         VisionTransformer: Form(vit.prepare, vit.image_embedding),
         ModifiedResNet: Form(resnet.prepare, resnet.image_embedding),
@@ -47,7 +51,7 @@ class FastCLIP(CLIP):
         if tensors is None or (image.is_cuda and not isinstance(tower, VisionTransformer)):
             return super().image_embedding(image)
         if image.is_cuda:
-            return gpu.image_embedding(tower, image)
+            return self._on_gpu("image", partial(gpu.image_embedding, tower), image, tensors)
         return form.run(self._prepared("image", tower, form, tensors), image)
 
     def text_embedding(self, text: Tensor) -> Tensor:
@@ -56,9 +60,21 @@ class FastCLIP(CLIP):
         tensors = tensors_of(*parts) if self.fast and form and applies(text) else None
         if tensors is None or (text.is_cuda and not self.transformer.causal):
             return super().text_embedding(text)
+        if text.is_cuda and self._takes_graph(text):
+            return self._on_gpu("text", partial(gpu.text_embedding, self, whole=True), gpu.cut(text), tensors)
         if text.is_cuda:
-            return gpu.text_embedding(self, text)
+            return gpu.text_embedding(self, text, whole=torch.cuda.is_current_stream_capturing())
         return form.run(self._prepared("text", self, form, tensors), text)
+
+    def _takes_graph(self, inputs: Tensor) -> bool:
+        return self.graphs and len(inputs) <= MOST_INPUTS and not torch.cuda.is_current_stream_capturing()
+
+    def _on_gpu(self, name: str, form: Callable[[Tensor], Tensor], inputs: Tensor, tensors: list[Tensor]) -> Tensor:
+        if not self._takes_graph(inputs):
+            return form(inputs)
+        kept = self.__dict__.setdefault("_kept", {}).setdefault(f"{name} graphs", Graphs())
+        backends = {module.backend for module in self.modules() if isinstance(module, Attention)}
+        return kept.run(form, inputs, tensors, *sorted(map(str, backends)))
 
     def _prepared(self, name: str, tower: nn.Module, form: Form, tensors: list[Tensor]) -> Any:
         kept = self.__dict__.setdefault("_kept", {}).setdefault(name, Prepared())

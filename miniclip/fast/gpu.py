@@ -40,11 +40,14 @@ def image_embedding(tower: VisionTransformer, image: Tensor) -> Tensor:
     return tower.ln_post(run_blocks(blocks, tower.ln_pre(x.view(-1, width)), attend, first)) @ tower.proj
 
 
-def text_embedding(tower: TextTransformer, text: Tensor) -> Tensor:
-    """Token ids [N, L] -> embeddings [N, E], as the plain form; `tower.transformer` must be causal."""
+def text_embedding(tower: TextTransformer, text: Tensor, whole: bool = False) -> Tensor:
+    """Token ids [N, L] -> embeddings [N, E], as the plain form; `tower.transformer` must be causal.
+
+    whole: compute padding too, and don't wait for the GPU, which can't be done while a CUDA graph is captured.
+    """
     blocks, positions = tower.transformer.resblocks, tower.positional_embedding
     attn, end = blocks[0].attn, text.argmax(dim=-1)
-    longest, tokens = lengths(end, text.shape[1])
+    longest, tokens = (text.shape[1], 0) if whole else lengths(end)
     starts = F.pad((end + 1).cumsum(0, dtype=torch.int32), (1, 0))
     no_tokens = attn.in_proj_weight.new_empty(0, 3, attn.heads, positions.shape[1] // attn.heads)
     if tokens and use_kernel("attention_varlen", attn.backend, no_tokens, starts, longest):
@@ -55,8 +58,9 @@ def text_embedding(tower: TextTransformer, text: Tensor) -> Tensor:
         def attend(qkv: Tensor) -> Tensor:
             return attention_varlen(qkv, starts, longest, causal=True, backend=attn.backend)
     else:
-        length = min(-(-longest // 8) * 8, text.shape[1])
-        text, positions = text[:, :length], positions[:length]
+        text = text[:, : rounded_up(longest)]
+        length = text.shape[1]
+        positions = positions[:length]
         pooled = torch.arange(0, len(text) * length, length, device=text.device) + end
 
         def attend(qkv: Tensor) -> Tensor:
@@ -69,13 +73,18 @@ def text_embedding(tower: TextTransformer, text: Tensor) -> Tensor:
     return tower.ln_final(x) @ tower.text_projection
 
 
-def lengths(end: Tensor, length: int) -> tuple[int, int]:
-    """The longest text's number of tokens and the sum of all; `end` [N]: the places of the end-of-text tokens.
+def cut(text: Tensor) -> Tensor:
+    """Texts [N, L] without most of the padding that all of them have."""
+    return text[:, : rounded_up(lengths(text.argmax(dim=-1))[0])]
 
-    While a CUDA graph is captured nothing can be read: then the longest is `length`, and the sum is 0.
-    """
-    if end.is_cuda and torch.cuda.is_current_stream_capturing():
-        return length, 0
+
+def rounded_up(length: int) -> int:
+    """To a multiple of 8."""
+    return -(-length // 8) * 8
+
+
+def lengths(end: Tensor) -> tuple[int, int]:
+    """The longest text's number of tokens and the sum of all; `end` [N]: the places of the end-of-text tokens."""
     last, total = torch.stack([end.max(), end.sum()]).tolist()
     return last + 1, total + len(end)
 

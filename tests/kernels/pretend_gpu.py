@@ -33,7 +33,9 @@ def pretend_gpu(monkeypatch: pytest.MonkeyPatch, name: str = "sm_90"):
         monkeypatch.setattr(module, "architecture", lambda device: name)
     monkeypatch.setattr(dispatch, "INSTALLED", True)
     monkeypatch.setattr(dispatch, "triton_works", lambda device: True)
-    monkeypatch.setattr(fast_clip, "applies", lambda *_: True)  # fake parameters are not nn.Parameter
+    monkeypatch.setattr(fast_clip, "applies", lambda *_: True)  # fake tensors are not of the types that these look for
+    monkeypatch.setattr(fast_clip, "tensors_of", lambda *_: [])
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     with FakeTensorMode(), _Repairs(), torch.no_grad():
         yield
 
