@@ -37,6 +37,8 @@ class Family:
                           the usual one) -> the config, the tensors under the model's own names
     write_directory       the config, a model's tensors, an empty folder to fill; None: there is no such format.
                           CheckpointError for a model that the format can't hold
+    resize                config, tensors, image size, context length (None: as they are) -> the config and the tensors
+                          for other sizes; None: the sizes are fixed
     read_openclip         `model_cfg` of an open_clip_config.json -> the config, or None if it describes no such model
     """
 
@@ -48,4 +50,5 @@ class Family:
     owns: Callable[[Collection[str]], bool] = lambda names: False
     read: Callable[[Tensors, CLIPConfig | None, str | None], tuple[CLIPConfig, Tensors]] = read_own
     write_directory: Callable[[CLIPConfig, Tensors, Path], None] | None = None
+    resize: Callable[[CLIPConfig, Tensors, int | None, int | None], tuple[CLIPConfig, Tensors]] | None = None
     read_openclip: Callable[[Fields], CLIPConfig | None] = lambda fields: None

@@ -64,6 +64,8 @@ def load(
     dtype: torch.dtype | str | None = None,
     backend: str | None = None,
     activation: str | None = None,
+    image_size: int | None = None,
+    context_length: int | None = None,
 ) -> tuple[CLIP, Preprocess]:
     """Load a model and the preprocessing that goes with it, as `clip.load` does. Nothing in the file is executed.
 
@@ -80,6 +82,9 @@ def load(
     backend        "torch"; "triton", on CUDA in half precision; None: Triton where it was measured to be faster. See
                    `miniclip.models.set_backend`, which switches a loaded model
     activation     "quick_gelu" or "gelu", for a bare file that can't state it; None: quick_gelu, as OpenAI's
+    image_size     another size of the square images, in pixels; and
+    context_length another length of the texts, in tokens: the positional embeddings are interpolated, see
+                   `miniclip.openai.resize`; None: the model's own
 
     The config of a named model comes from the table, that of a file or directory that states one from there; only a
     bare file of someone else is inferred from its tensors' shapes. The model is in eval mode and no longer needs the
@@ -106,7 +111,7 @@ def load(
         )
     check_backend(backend, device, dtype)  # before anything is downloaded
 
-    config, tensors = open_checkpoint(name, download_root, activation)
+    config, tensors = open_checkpoint(name, download_root, activation, image_size, context_length)
     with _naming(name):
         model = build_model(tensors, config, dtype=dtype, device=device)
     if in_int8:
@@ -200,7 +205,11 @@ def openclip_readers() -> Readers:
 
 
 def open_checkpoint(
-    name: str | Path, download_root: str | Path | None = None, activation: str | None = None
+    name: str | Path,
+    download_root: str | Path | None = None,
+    activation: str | None = None,
+    image_size: int | None = None,
+    context_length: int | None = None,
 ) -> tuple[CLIPConfig, Mapping[str, Tensor]]:
     """What `load` builds its model from: the config, and the tensors under the model's names, each read when used."""
     named = named_models().get(str(name))
@@ -218,7 +227,14 @@ def open_checkpoint(
             stated = " and ".join(sorted(config.activations))
             raise CheckpointError(f"the model's config states {stated}, not {activation}: leave activation= out")
         family = family_of(config) if config else owner_of(tensors)
-        return family.read(tensors, config, activation)
+        config, tensors = family.read(tensors, config, activation)
+        if image_size is None and context_length is None:
+            return config, tensors
+        if family.resize is None:
+            raise CheckpointError(
+                f"the sizes of a {type(config).__name__} are fixed: leave image_size= and context_length= out"
+            )
+        return family.resize(config, tensors, image_size, context_length)
 
 
 def _similar_name(name: str) -> str | None:

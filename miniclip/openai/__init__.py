@@ -11,6 +11,7 @@ from miniclip.family import Family
 from miniclip.fast.clip import FastCLIP
 from miniclip.models import CLIP
 from miniclip.openai import stages
+from miniclip.openai.resize import resize
 from miniclip.weights import huggingface, openclip
 from miniclip.weights.infer import infer_config
 from miniclip.weights.names import layout_of, shapes_of, to_canonical
@@ -37,6 +38,7 @@ FAMILY = Family(
     read=read,
     stages=stages.stages,
     models=MODELS,
+    resize=resize,
     write_directory=huggingface.write,
     read_openclip=openclip.read_model,
 )
