@@ -29,7 +29,6 @@ from miniclip.mobileclip import towers as plain
 # How much is computed at a time. Measured on an AMD EPYC, two cores: the system clears the memory of larger tensors.
 PICTURES = 8
 TEXTS = 32
-HIDDEN = 1 << 19  # numbers in an MLP's hidden tensor: 2 MB of float32
 
 # MobileCLIP's modules whose arithmetic is repeated here.
 KNOWN = (plain.MCi, plain.Stage, plain.Downsample, plain.SqueezeExcite, plain.ConvBlock, plain.ConvMLP)
@@ -63,7 +62,6 @@ class MLP(NamedTuple):
     conv: Depthwise
     fc1: Linear
     fc2: Linear
-    hidden: int
 
 
 class Block(NamedTuple):
@@ -115,7 +113,7 @@ def prepare_image(tower: plain.MCi, derive: Callable, arithmetic: Arithmetic) ->
         return None
 
     def mlp(layer: plain.ConvMLP, size: int) -> MLP:
-        return MLP(convolution(layer.conv, size), product(layer.fc1), product(layer.fc2), layer.fc1.out_channels)
+        return MLP(convolution(layer.conv, size), product(layer.fc1), product(layer.fc2))
 
     def block(layer: plain.ConvBlock | plain.MapAttentionBlock, size: int) -> Block:
         if isinstance(layer, plain.ConvBlock):
@@ -187,10 +185,7 @@ def _stage(stage: Stage, x: Tensor) -> Tensor:
 def _add_mlp(x: Tensor, mlp: MLP) -> Tensor:
     """x + mlp(x), of x [N, h, w, C]."""
     y, total = (maps.reshape(-1, maps.shape[-1]) for maps in (_conv(mlp.conv, x), x))
-    count = max(1, HIDDEN // mlp.hidden)
-    parts = zip(y.split(count), total.split(count), strict=True)
-    sums = [mlp.fc2.add(mlp.fc1(rows, "gelu"), some) for rows, some in parts]
-    return (sums[0] if len(sums) == 1 else torch.cat(sums)).view(x.shape)
+    return mlp.fc2.add(mlp.fc1(y, "gelu"), total).view(x.shape)
 
 
 def _linear(layer: Linear, x: Tensor, activation: str = "none") -> Tensor:
