@@ -10,9 +10,12 @@ from conformance.seeded import image, text, weights
 from mobileclip_small import tiny
 
 from miniclip import load
+from miniclip.data.synthetic import create_synthetic
 from miniclip.loading import blank_model, build_model
 from miniclip.openai.resize import resize_grid, resize_row
 from miniclip.save import save_checkpoint
+from miniclip.training.options import TrainOptions
+from miniclip.training.train import train
 from miniclip.weights import CheckpointError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*interpolated for")
@@ -44,6 +47,17 @@ def test_another_image_size(case, size, tmp_path):
     again, _ = load(tmp_path / "again.safetensors", "cpu")
     assert again.config == model.config
     assert torch.equal(again.state_dict()[name], model.state_dict()[name])
+
+
+def test_fine_tuning_at_another_size(tmp_path):
+    create_synthetic(tmp_path / "shapes", train=2, val=1)
+    options = {"data": str(tmp_path / "shapes" / "train.json"), "output": str(tmp_path / "run"), "device": "cpu"}
+    options |= {"start_from": "tiny-ViT", "steps": 1, "batch_size": 4, "image_size": 32}
+    train(TrainOptions(**options))
+    model, preprocess = load(tmp_path / "run", "cpu")
+    assert model.visual.positional_embedding.shape == (5, 192) and preprocess.config.image_size == 32
+    with pytest.raises(ValueError, match="--image-size is of a model that is fine-tuned"):
+        train(TrainOptions(**options | {"start_from": "", "output": str(tmp_path / "new")}))
 
 
 @pytest.mark.parametrize("length", [5, 13, 40])

@@ -34,6 +34,7 @@ class TrainOptions:
 
     model_size: str = _option("", "a size (default: tiny), an OpenAI model's name, or a config's .json file")
     start_from: str = _option("", "fine-tune this model: a name or a path as load() takes it", flag="--from")
+    image_size: int = _option(0, "pixels, other than the --from model's: positional embeddings are interpolated")
     text_from: str = _option("", "start the text tower from this model's, which must be of the same shape")
     freeze: tuple[str, ...] = _option((), "keep this tower as it is", action="append", choices=("image", "text"))
     freeze_batchnorm: bool = _option(False, "keep the statistics, gains and biases of BatchNorms as they are")

@@ -143,6 +143,8 @@ def _complaints(options: TrainOptions, device: torch.device, world: int) -> Iter
         yield "no data to train on; expected a list, a folder of classes, CIFAR-10, tar shards, or --create-synthetic"
     if options.start_from and options.model_size:
         yield f"got --from {options.start_from} and --model-size {options.model_size}; expected one of them"
+    if options.image_size and not options.start_from:
+        yield "--image-size is of a model that is fine-tuned, named with --from; a new one's is in its config"
     if options.batch_size % world or options.batch_size < 2 * world:
         yield f"--batch-size {options.batch_size} can't be shared evenly by {world} processes, 2 or more to each"
     if is_shards(options.data) and not options.steps:
@@ -166,7 +168,8 @@ def _expanded(path: str) -> str:
 def new_model(options: TrainOptions) -> CLIP:
     """The model to start from, float32, with the faster or leaner modules that training wants."""
     if options.start_from:
-        model, _ = load(options.start_from, device="cpu", dtype=torch.float32)
+        size = options.image_size or None
+        model, _ = load(options.start_from, device="cpu", dtype=torch.float32, image_size=size)
     else:
         model = untrained(model_config(options.model_size or "tiny"))
     if options.text_from:
