@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -108,7 +108,7 @@ class Pictures(Dataset):
 
     def batches(self, order: list[list[int]], workers: int) -> Iterator[Batch]:
         """Load the batches of `order`, with `workers` processes besides this one."""
-        yield from DataLoader(self, batch_sampler=order, num_workers=workers, collate_fn=self._collate)
+        yield from from_workers(DataLoader(self, batch_sampler=order, num_workers=workers, collate_fn=self._collate))
 
     def _collate(self, items: list[tuple[Tensor, int, list[str]]]) -> Batch:
         pixels, indices, problems = zip(*items, strict=True)
@@ -138,6 +138,14 @@ class Epochs:
             own = [batch[self.rank :: self.world_size] for batch in order]
             yield from self.pictures.batches(own, self.workers)
             start += last - first
+
+
+def from_workers(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The batches of a DataLoader; a worker's DataError comes without the traceback that PyTorch puts before it."""
+    try:
+        yield from batches
+    except DataError as error:
+        raise DataError(str(error).rpartition(f"{DataError.__name__}: ")[2].strip()) from None
 
 
 def shared_memory() -> float:

@@ -71,9 +71,12 @@ def _warn_of_ids(names: list[str], path: Path) -> None:
         warnings.warn(f"{text}: name them in words, as ids are no prompts that a model knows", MiniclipWarning, 3)
 
 
-def read_folder(path: Path, imagenet: bool = False) -> list[Example]:
-    """The pictures in a folder with one folder for each class, as of `read_dataset`; what is left out is warned of."""
-    found = scan([path])
+def read_folder(path: Path, imagenet: bool = False, hidden: bool = False) -> list[Example]:
+    """The pictures in a folder with one folder for each class, as of `read_dataset`; what is left out is warned of.
+
+    hidden: take hidden files and folders too, see `miniclip.data.pictures`.
+    """
+    found = scan([path], hidden)
     folders = {Path(file): Path(file).relative_to(path).parts for file in found.pictures}
     folders = {file: parts[0] for file, parts in folders.items() if len(parts) > 1}
     reasons = "; ".join(filter(None, [*found.faults.values(), found.summary()]))

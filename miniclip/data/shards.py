@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from miniclip.data.batches import Batch, to_rgba
+from miniclip.data.batches import Batch, from_workers, to_rgba
 from miniclip.data.lists import captions_of
 from miniclip.data.pictures import SUFFIXES
 from miniclip.data.text import DataError
@@ -61,7 +61,7 @@ class Shards(IterableDataset):
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """The batches of steps start .. stop - 1, counted from the beginning of the run."""
-        yield from islice(DataLoader(self, batch_size=None, num_workers=self.workers), start, stop)
+        yield from islice(from_workers(DataLoader(self, batch_size=None, num_workers=self.workers)), start, stop)
 
     def __iter__(self) -> Iterator[Batch]:
         """What one worker reads."""

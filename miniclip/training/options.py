@@ -25,6 +25,7 @@ class TrainOptions:
     image_root: str = _option("", "the folder that a list's paths start from (default: the list's, or images/ in it)")
     val: str = _option("", "a list or folder to validate on (CIFAR-10 has its own)")
     val_split: float = _option(0.0, "validate on this fraction of the pictures, and do not train on them")
+    hidden: bool = _option(False, "take hidden files and folders of a folder of classes too")
     strict: bool = _option(False, "stop at the first picture or shard that can't be read")
     create_synthetic: bool = _option(False, "first draw coloured shapes in the folder DATA (default: shapes)")
     synthetic_pictures: int = _option(250, "how many of each of the 18 kinds of shapes to draw for training")

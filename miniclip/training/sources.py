@@ -74,7 +74,7 @@ def _read(data: str, options: TrainOptions, report: Reporter) -> list[Example]:
     """The examples of a folder of classes, or those of a list whose files are there; the others are reported."""
     path = Path(data)
     if path.is_dir():
-        return read_folder(path)
+        return read_folder(path, hidden=options.hidden)
     roots = [Path(options.image_root)] if options.image_root else [path.parent, path.parent / "images"]
     looked = []
     for root in roots:

@@ -16,6 +16,7 @@ from miniclip.data import batches as data
 from miniclip.data.batches import Epochs, Pictures, batch_order, choose_captions
 from miniclip.data.lists import DataError, Example, existing, read_examples
 from miniclip.data.seeds import generator
+from miniclip.preprocess import ImageError
 
 
 def write_pictures(folder, count):
@@ -156,6 +157,30 @@ def test_pixels_of_any_mode(mode):
     assert pixels.shape == (4, 6, 6)
     assert pixels.dtype == torch.uint8
     assert pixels.is_contiguous()
+
+
+@pytest.mark.parametrize("transparency", [300, -1, b"", b"\0" * 300, (1, 2, 3), "x", None])
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "I;16"])
+def test_transparency_that_makes_no_sense_is_ignored(mode, transparency):
+    image = Image.new(mode, (9, 9), 1)
+    expected = data.to_rgba(image, 6)
+    image.info["transparency"] = transparency
+    pixels = data.to_rgba(image, 6)
+    assert pixels.shape == (4, 6, 6)
+    if transparency in ("x", None):  # Pillow makes something of the others in some modes
+        assert torch.equal(pixels, expected)
+
+
+@pytest.mark.parametrize("palette", ["RGB", "RGBA", "LA", "CMYK", "RGBX", "BGR"])
+def test_palettes_of_any_mode(palette):
+    image = Image.new("P", (9, 9), 3)
+    image.putpalette(bytes(range(48)) * 4, palette)
+    assert data.to_rgba(image, 6).shape == (4, 6, 6)
+
+
+def test_a_picture_that_has_no_rgb_is_a_broken_one():
+    with pytest.raises(ImageError, match="mode La can't become RGB"):
+        data.to_rgba(Image.new("La", (9, 9)), 6)
 
 
 def test_captions_are_drawn_and_names_win_over_repetitions():

@@ -108,7 +108,7 @@ def test_a_run_of_an_earlier_version_continues(options, tmp_path):
     interrupt(old, at=4)
     folder = tmp_path / "old"
     state = load_state(folder)
-    for name in ("loss", "strict", "restart", "image_root", "val_split", "synthetic_pictures"):
+    for name in ("loss", "strict", "hidden", "restart", "image_root", "val_split", "synthetic_pictures"):
         del state["options"][name]
     torch.save({name: value for name, value in state.items() if name not in ("logit_bias", "data")}, folder / LEGACY)
     for name in (LAST, PREVIOUS):
@@ -296,6 +296,11 @@ def test_a_folder_of_classes_is_trained_on(options, shapes, tmp_path, capsys):
         train(replace(options, data=str(tmp_path / "train"), val=str(tmp_path / "val"), steps=2, template=("a {}",)))
     assert not (tmp_path / "run/problems.txt").exists()
     assert load_state(tmp_path / "run")["data"].startswith("72 pictures")
+    options = replace(options, data=str(tmp_path / "train"), val="", steps=1, hidden=True)
+    options.output = str(tmp_path / "hidden")
+    with pytest.warns(UserWarning, match="left out: 1 files"):
+        train(options)
+    assert load_state(tmp_path / "hidden")["data"].startswith("73 pictures")
 
 
 @pytest.mark.parametrize("place", ["beside", "images", "elsewhere"])
