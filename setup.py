@@ -26,7 +26,7 @@ setup(
     packages=[*find_packages(include=["miniclip", "miniclip.*"]), "miniclip.kernels", "miniclip.weights"],
     package_dir={"miniclip.kernels": "kernels", "miniclip.weights": "weights"},
     package_data={
-        "miniclip": ["*.txt.gz"],
+        "miniclip": ["*.txt.gz", "py.typed"],
         "miniclip.search": ["gallery.html", "gallery.js"],
         "miniclip.data": ["*.txt.gz", "*.zip"],
         "miniclip.weights": ["*.safetensors.gz", "*.md"],
@@ -53,7 +53,10 @@ setup(
         "faiss": FAISS,
         "heif": HEIF,
         "probe": PROBE,
-        "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", "setuptools>=77", *FOR_TESTS],
+        "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", "mypy", "setuptools>=77", *FOR_TESTS],
     },
+    # An editable install puts the checkout on Python's path, where type checkers and editors find it: they do not run
+    # the import hook that setuptools makes by default.
+    options={"editable_wheel": {"mode": "compat"}},
     entry_points={"console_scripts": ["miniclip=miniclip.commands:main"]},
 )

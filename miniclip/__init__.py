@@ -5,35 +5,104 @@
     model, preprocess = load("ViT-B/32")
     image = preprocess(Image.open("cat.jpg")).unsqueeze(0)
     logits_per_image, logits_per_text = model(image, tokenize(["a diagram", "a dog", "a cat"]))
+
+In one call, with any model of `available_models()`; "tiny-ViT" needs no download:
+
+    classify(["cat.jpg", "dog.jpg"], ["a cat", "a dog"], model="tiny-ViT")
+    similarity("tiny-ViT", "cat.jpg", ["a cat", "a dog"])
+    search_pictures("tiny-ViT", "a cat", "photos")
 """
 
+import sys
 from importlib import import_module
+from importlib.machinery import ModuleSpec
+from importlib.util import spec_from_file_location
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-_above = Path(__file__).parents[1]
-if (_above / "setup.py").exists():  # a checkout: kernels/ and weights/ stand beside this folder, not in it
-    __path__.append(str(_above))
+if TYPE_CHECKING:
+    from miniclip.answers import classify, search_pictures, similarity
+    from miniclip.conformance.compare import compare
+    from miniclip.conformance.trace import trace
+    from miniclip.embed import embed_images, embed_texts
+    from miniclip.evaluation.classifiers import ZeroShotClassifier
+    from miniclip.evaluation.report import evaluate
+    from miniclip.loading import available_models, build_model, load
+    from miniclip.models import CLIP
+    from miniclip.preprocess import open_image
+    from miniclip.search.index import Index
+    from miniclip.tokenizer import tokenize
+    from miniclip.training.options import TrainOptions
+    from miniclip.training.train import train
 
 __version__ = "0.1.0"
-__all__ = ["CLIP", "available_models", "build_model", "compare", "load", "tokenize", "trace"]
+__all__ = [
+    "CLIP",
+    "Index",
+    "TrainOptions",
+    "ZeroShotClassifier",
+    "available_models",
+    "build_model",
+    "classify",
+    "compare",
+    "embed_images",
+    "embed_texts",
+    "evaluate",
+    "load",
+    "open_image",
+    "search_pictures",
+    "similarity",
+    "tokenize",
+    "trace",
+    "train",
+]
 
-# Imported at the first use: `import miniclip` has to be quick, and what computes nothing needs no PyTorch.
+# The names are imported at first use: `import miniclip` is quick, and commands that compute nothing need no PyTorch.
 _MODULES = {
-    "CLIP": "miniclip.models",
-    "available_models": "miniclip.loading",
-    "build_model": "miniclip.loading",
-    "compare": "miniclip.conformance",
-    "load": "miniclip.loading",
-    "tokenize": "miniclip.tokenizer",
-    "trace": "miniclip.conformance",
+    "CLIP": "models",
+    "Index": "search.index",
+    "TrainOptions": "training.options",
+    "ZeroShotClassifier": "evaluation.classifiers",
+    "available_models": "loading",
+    "build_model": "loading",
+    "classify": "answers",
+    "compare": "conformance",
+    "embed_images": "embed",
+    "embed_texts": "embed",
+    "evaluate": "evaluation.report",
+    "load": "loading",
+    "open_image": "preprocess",
+    "search_pictures": "answers",
+    "similarity": "answers",
+    "tokenize": "tokenizer",
+    "trace": "conformance",
+    "train": "training.train",
 }
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_MODULES[name]), name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_MODULES})
+    return [*__all__, "__version__"]
+
+
+class _Checkout:
+    """Finds miniclip.kernels and miniclip.weights in a checkout, where they stand beside this folder."""
+
+    folder = Path(__file__).parents[1]
+
+    @classmethod
+    def find_spec(cls, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        package = name.removeprefix("miniclip.")
+        if package not in ("kernels", "weights"):
+            return None
+        own = cls.folder / package
+        return spec_from_file_location(name, own / "__init__.py", submodule_search_locations=[str(own)])
+
+
+if (_Checkout.folder / "setup.py").exists():
+    sys.meta_path.append(_Checkout)  # type: ignore[arg-type]

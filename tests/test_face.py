@@ -1,0 +1,157 @@
+"""What `from miniclip import ...` offers: names found by completion, imported at first use, and typed."""
+
+import ast
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import miniclip
+from miniclip import classify, load, search_pictures, similarity
+from miniclip.answers import find_pictures
+from miniclip.errors import UsageError
+from miniclip.preprocess import ImageError
+
+IMAGES = Path(__file__).parents[1] / "examples" / "images"
+DOG = IMAGES / "dog.png"
+
+TYPED = """
+from pathlib import Path
+from PIL import Image
+from torch import Tensor
+from miniclip import (
+    CLIP, Index, TrainOptions, ZeroShotClassifier, available_models, build_model, classify, compare, embed_images,
+    embed_texts, evaluate, load, open_image, search_pictures, similarity, tokenize, trace, train,
+)
+
+model, preprocess = load("tiny-ViT", dtype="float32")
+pixels: Tensor = preprocess(open_image("a.png"))
+embedding: Tensor = model.encode_image(pixels[None], normalize=True)
+words: Tensor = model.encode_text(tokenize(["a", "b"]))
+names: list[str] = available_models()
+rebuilt: CLIP = build_model(model.state_dict())
+label: str = classify([Path("a.png"), Image.new("RGB", (3, 3))], ["a", "b"], model="tiny-ViT")[0][0].label
+cosines: Tensor = similarity(model, "a.png", "a")
+score: float = search_pictures((model, preprocess), "a", "folder")[0].score
+images, rejected = embed_images(model, preprocess, "a.png")
+why: str = rejected[0]
+passed: bool = compare(trace(model, text="a"), trace(model, text="a")).passed
+figures: dict[str, object] = evaluate(model, preprocess, "sample")
+trained: CLIP = train(TrainOptions(create_synthetic=True, epochs=1))
+both: int = len(Index("photos.index")) + len(ZeroShotClassifier(model, preprocess, ["a", "b"]).classes)
+texts: Tensor = embed_texts(model, "a")[0]
+"""
+WRONG = 'load(5)\nclassify("a.png", 3)\nlabel = 5\nmodel.encode_img(pixels)\n'
+
+
+def test_names_are_listed_and_lead_somewhere():
+    assert dir(miniclip) == sorted([*miniclip.__all__, "__version__"])
+    assert miniclip._MODULES.keys() == set(miniclip.__all__)
+    for name in miniclip.__all__:
+        assert callable(getattr(miniclip, name))
+    with pytest.raises(AttributeError, match="no attribute 'clasify'"):
+        miniclip.clasify  # noqa: B018
+
+
+def test_type_checkers_and_python_find_the_same():
+    source = Path(miniclip.__file__).read_text(encoding="utf-8")
+    nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)]
+    typed = {a.name: node.module for node in nodes if node.module.startswith("miniclip") for a in node.names}
+    assert typed.keys() == set(miniclip.__all__)
+    for name, module in typed.items():
+        assert getattr(import_module(module), name) is getattr(miniclip, name)
+    assert (Path(miniclip.__file__).parent / "py.typed").exists()
+
+
+def test_a_checkout_has_no_second_copy_of_anything():
+    for module in ("setup", "miniclip", "tests", "examples"):
+        with pytest.raises(ModuleNotFoundError):
+            import_module(f"miniclip.{module}")
+    assert import_module("miniclip.weights").__name__ == "miniclip.weights"
+
+
+@pytest.mark.slow  # reads the types of PyTorch
+def test_the_face_is_typed(tmp_path):
+    pytest.importorskip("mypy")
+    file = tmp_path / "face.py"
+    for code, errors in (TYPED, 0), (TYPED + WRONG, 4):
+        file.write_text(code)
+        command = [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent", str(file)]
+        environment = {"MYPYPATH": str(Path(__file__).parents[1]), "MYPY_CACHE_DIR": str(tmp_path / "cache")}
+        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+        assert done.stdout.count(" error: ") == errors, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return load("tiny-ViT", device="cpu")
+
+
+def test_classify(tiny):
+    labels = ["a dog", "a guitar", "a pizza"]
+    found = classify([DOG, IMAGES / "guitar.png"], labels, model="tiny-ViT")
+    assert [each[0].label for each in found] == ["a dog", "a guitar"]
+    for each in found:
+        assert [label.score for label in each] == sorted((label.score for label in each), reverse=True)
+        assert sum(label.score for label in each) == pytest.approx(1)
+        logits = tiny[0].logit_scale.exp().item() * torch.tensor([label.cosine for label in each])
+        torch.testing.assert_close(logits.softmax(0), torch.tensor([label.score for label in each]))
+    assert repr(found[0]).startswith(f"{DOG}: a dog {found[0][0].score:.1%}, ")
+    assert found[0]._repr_png_()[:4] == b"\x89PNG"
+    with pytest.raises(UsageError, match="a single label"):
+        classify(DOG, ["a dog"], model=tiny)
+    with pytest.raises(UsageError, match="a single label"):
+        classify(DOG, "dog", model=tiny)  # not three letters
+
+
+def test_pictures_in_every_form_are_the_same_picture(tiny, tmp_path):
+    pixels = np.asarray(Image.open(DOG).convert("RGB"))
+    image = Image.fromarray(pixels)
+    image.save(tmp_path / "a.png")
+    Image.new("RGB", (9, 9), "red").save(tmp_path / "b.png")
+    model, _ = tiny
+    one, red = similarity(tiny, tmp_path, ["a dog", "a guitar"])
+    for form in (tmp_path / "a.png", str(tmp_path / "a.png"), image, pixels, [pixels]):
+        torch.testing.assert_close(similarity(model, form, ["a dog", "a guitar"]), one[None], atol=1e-6, rtol=0)
+    assert (one - red).abs().max() > 0.01
+    assert [picture.name for picture in find_pictures([image, pixels])] == ["picture 1", "picture 2"]
+
+
+def test_a_picture_from_the_web(tiny, tmp_path, monkeypatch):
+    urls = []
+    monkeypatch.setattr("miniclip.answers.urlopen", lambda url, timeout: urls.append(url) or DOG.open("rb"))
+    url = "https://example.com/dog.png"
+    assert torch.equal(similarity(tiny, url, "a dog"), similarity(tiny, DOG, "a dog"))
+    assert urls == [url]
+    monkeypatch.setattr("miniclip.answers.MOST_BYTES", 100)
+    with pytest.raises(ImageError, match="too many for a picture"):
+        similarity(tiny, url, "a dog")
+
+
+def test_search_pictures(tiny):
+    found = search_pictures(tiny, "a guitar", IMAGES, top=3)
+    cosines = similarity(tiny, sorted(IMAGES.glob("*.png")), "a guitar")[:, 0]
+    assert [match.score for match in found] == sorted(cosines.tolist(), reverse=True)[:3]
+    assert found[0].picture.name.endswith("guitar.png") and repr(found[0]).endswith("guitar.png")
+    assert len(search_pictures(tiny, ["a guitar", "a dog"], [DOG])) == 1
+
+
+@pytest.mark.parametrize(
+    ("pictures", "error", "message"),
+    [
+        ("gone.png", ImageError, "gone.png"),
+        ([], ImageError, "no pictures in an empty list"),
+        (5, TypeError, "got int"),
+        ([DOG, 5], TypeError, "picture 2 is a int"),
+        (np.zeros((3, 3)), ImageError, "float64"),
+        (["gone.png", "lost.png"], ImageError, "1 others"),
+    ],
+)
+def test_pictures_that_can_not_be_used(tiny, pictures, error, message):
+    with pytest.raises(error, match=message):
+        similarity(tiny, pictures, "a dog")
