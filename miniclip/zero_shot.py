@@ -22,12 +22,12 @@ from safetensors import safe_open
 from torch import Tensor
 
 from miniclip import ops
+from miniclip.cosines import beside, similarity_softmax, similarity_topk
 from miniclip.data.lists import DataError
 from miniclip.data.templates import TEMPLATES
 from miniclip.embed import as_list, embed_texts
 from miniclip.io import save_tensors, update_digest
 from miniclip.models import CLIP
-from miniclip.similarity import beside, similarity_softmax, similarity_topk
 
 CACHE_VERSION = 1  # raise it when the same model and prompts give other weights
 CHUNK_SCORES = 1 << 22  # scores held in memory at once: 16 MiB

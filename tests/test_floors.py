@@ -17,7 +17,7 @@ FLOORS = (  # from the bottom; what shares a floor doesn't import each other
     ("errors",),
     ("config", "io"),
     ("table", "parallel", "tokenizer", "preprocess", "kernels"),
-    ("weights", "ops", "similarity", "stages"),
+    ("weights", "ops", "cosines", "stages"),
     ("models", "data"),
     ("family", "fast"),
     ("openai", "mobileclip"),

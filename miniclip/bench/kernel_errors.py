@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from miniclip import ops, similarity
+from miniclip import cosines, ops
 from miniclip.fast import ops as fused
 from miniclip.fast.rates import name as dtype_name
 from miniclip.kernels.add_layer_norm import add_layer_norm
@@ -154,7 +154,7 @@ def _similarity(x: Tensor, c: Tensor, shape: str) -> Iterator[Case]:
         return (100 * F.normalize(x, dim=1) @ F.normalize(c, dim=1).T).float().softmax(1)
 
     def exact():
-        return similarity.similarity_softmax(x[:64].double(), c.double(), scale.double(), backend="torch")
+        return cosines.similarity_softmax(x[:64].double(), c.double(), scale.double(), backend="torch")
 
     def best(function):
         return lambda: function().topk(k).values

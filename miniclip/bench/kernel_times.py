@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from miniclip import ops, similarity
+from miniclip import cosines, ops
 from miniclip.bench import kernel_errors as errors
 from miniclip.bench.kernel_errors import random
 from miniclip.fast import ops as fused
@@ -253,8 +253,8 @@ def similarity_contests(device: torch.device, dry: bool) -> Iterator[Contest]:
             return usual(x, c).topk(5)
 
         for operation, kernel, plain, half in (
-            ("similarity_topk", similarity_topk, similarity.similarity_topk, usual_topk),
-            ("similarity_softmax", similarity_softmax, similarity.similarity_softmax, usual),
+            ("similarity_topk", similarity_topk, cosines.similarity_topk, usual_topk),
+            ("similarity_softmax", similarity_softmax, cosines.similarity_softmax, usual),
         ):
             options = (5,) if operation == "similarity_topk" else ()
             yield Contest(operation, f"{n} x {m} x {width}", (n, n * m), make, [

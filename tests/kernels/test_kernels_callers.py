@@ -34,7 +34,7 @@ def test_nearest_classes_on_a_gpu(pictures, kernel, monkeypatch):
     """Of 21,841 classes: by the kernel from 2^26 logits on. The embeddings come from the CPU in float32."""
     with pretend_gpu(monkeypatch):
         images, weights = torch.empty(pictures, 512), torch.empty(21_841, 512).T
-        monkeypatch.setattr("miniclip.similarity._topk", lambda x, k: (x[:, :k], x[:, :k].long(), x[:, 0]))
+        monkeypatch.setattr("miniclip.cosines._topk", lambda x, k: (x[:, :k], x[:, :k].long(), x[:, 0]))
         with Launches() as seen:
             probability, index = zero_shot.nearest(images, weights, torch.ones((), device="cuda"), 5)
     assert bool(seen.names["similarity_topk"]) == kernel

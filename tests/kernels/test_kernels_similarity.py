@@ -9,7 +9,7 @@ from kernel_cases import HALVES, PROBABILITY, random
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from miniclip import similarity
+from miniclip import cosines
 from miniclip.kernels import similarity as kernel_module
 from miniclip.kernels import tiles
 from miniclip.kernels.similarity import similarity_softmax, similarity_topk
@@ -23,14 +23,14 @@ def embeddings(n: int, m: int, width: int, dtype: torch.dtype) -> tuple[torch.Te
 
 
 def check(x, c, scale, k) -> None:
-    probability, index, lse = similarity.similarity_topk(x.double(), c.double(), scale.double(), k)
+    probability, index, lse = cosines.similarity_topk(x.double(), c.double(), scale.double(), k)
     got = similarity_topk(x, c, scale, k)
     assert torch.equal(got[1], index)
     assert (got[0] - probability).abs().max() < PROBABILITY
     assert (got[2] - lse).abs().max() < 5e-7 * scale.clamp(min=10)
     everything = similarity_softmax(x, c, scale)
     assert everything.dtype == torch.float32
-    expected = similarity.similarity_softmax(x.double(), c.double(), scale.double())
+    expected = cosines.similarity_softmax(x.double(), c.double(), scale.double())
     assert everything.shape == expected.shape and (everything - expected).abs().max() < PROBABILITY
 
 
@@ -102,7 +102,7 @@ def test_nan(bits):
     c[66] = nan  # a class in every softmax
     probability, index, _ = similarity_topk(x, c, SCALE, 3)
     assert probability.isnan().all() and index[0, 0] == 66 and index[0, 1:].tolist() == clean[1][0, :2].tolist()
-    expected = similarity.similarity_topk(x, c, SCALE, 3)
+    expected = cosines.similarity_topk(x, c, SCALE, 3)
     assert torch.equal(index, expected[1]) and expected[0].isnan().all()
 
 
@@ -110,7 +110,7 @@ def test_accuracy_that_half_precision_does_not_have():
     """The claim in numbers: what rounding embeddings, cosines or probabilities to half precision would do."""
     for dtype, loss in (torch.float16, 5e-4), (torch.bfloat16, 5e-3):
         x, c = embeddings(4, 60, 64, dtype)
-        exact = similarity.similarity_softmax(x.double(), c.double(), SCALE.double())
+        exact = cosines.similarity_softmax(x.double(), c.double(), SCALE.double())
         naive = (100 * F.normalize(x, dim=1) @ F.normalize(c, dim=1).T).softmax(1)
         assert (naive - exact).abs().max() > loss
         assert (similarity_softmax(x, c, SCALE) - exact).abs().max() < PROBABILITY
@@ -185,12 +185,12 @@ def test_the_plain_form_in_chunks(dtype, monkeypatch):
     scale = torch.tensor(3.0, dtype=dtype)
     logits = scale * F.normalize(x, dim=1) @ F.normalize(c, dim=1).T
     held = []
-    topk = similarity._topk
-    monkeypatch.setattr(similarity, "_topk", lambda logits, k: held.append(logits.numel()) or topk(logits, k))
-    monkeypatch.setattr(similarity, "CHUNK_LOGITS", 5 * 40)
+    topk = cosines._topk
+    monkeypatch.setattr(cosines, "_topk", lambda logits, k: held.append(logits.numel()) or topk(logits, k))
+    monkeypatch.setattr(cosines, "CHUNK_LOGITS", 5 * 40)
     for k in 1, 3, 40:
         held.clear()
-        probability, index, lse = similarity.similarity_topk(x, c, scale, k)
+        probability, index, lse = cosines.similarity_topk(x, c, scale, k)
         assert held == [200] * 4 + [120]
         assert torch.equal(index, logits.sort(dim=1, descending=True, stable=True).indices[:, :k])
         torch.testing.assert_close(probability, logits.softmax(1).gather(1, index), equal_nan=True)
@@ -200,7 +200,7 @@ def test_the_plain_form_in_chunks(dtype, monkeypatch):
 def test_the_plain_form_sorts_no_row(monkeypatch):
     x, c = embeddings(3, 5000, 32, torch.float16)
     with Calls() as seen:
-        similarity.similarity_topk(x, c, SCALE, 5)
+        cosines.similarity_topk(x, c, SCALE, 5)
     sorted_ = [args[0].shape[1] for name, args in seen.calls if name.startswith("aten::sort")]
     assert sorted_ and max(sorted_) == 5
 
