@@ -16,9 +16,10 @@ from miniclip.commands.options import (
     add_plot,
     drawing_folder,
     load_model,
+    output_file,
     path,
 )
-from miniclip.commands.output import report_rejected, show, show_json
+from miniclip.commands.output import complain, report_rejected, show, show_json
 from miniclip.data.templates import TEMPLATES
 from miniclip.errors import UsageError, require
 from miniclip.evaluation.report import PROBES, TASKS
@@ -36,6 +37,7 @@ CLASSES = (
 TASK = "may be repeated (default: zero-shot, and for a list of captions also retrieval)"
 GROUP_BY = "also the accuracy for each value of a column of the list, or category; the classes stay the same"
 TRAIN = "pictures to learn from (default: the training split, or half of the pictures of each class)"
+MONITOR = "append the run to FILE (JSONL): its scores, rejected inputs, and the drift since the first run there"
 OUT = "write report.json, and draw answers, mistakes, the confusion matrix and few-shot curves into DIR"
 
 
@@ -53,10 +55,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser, None, MODEL, action="append")
     add_json(parser, "print JSON, with the predicted name of every picture")
     add_plot(parser, "draw some right and some wrong answers")
+    parser.add_argument("--monitor", type=output_file, metavar="FILE", help=MONITOR)
     parser.add_argument("--out", type=drawing_folder, metavar="DIR", help=OUT)
 
 
 def run(options: argparse.Namespace) -> int:
+    from miniclip.evaluation.monitor import describe, monitor
     from miniclip.evaluation.pages import as_json, plot_answers, write_reports
     from miniclip.evaluation.tables import overview
 
@@ -72,6 +76,8 @@ def run(options: argparse.Namespace) -> int:
     firsts = [results[data][models[0]] for data in datasets]
     if options.plot:
         plot_answers(firsts[0]["zero_shot"]["predictions"], pictures[datasets[0]], options.plot, options.seed)
+    if options.monitor:
+        complain(describe(monitor(firsts[0], options.monitor)))
     if options.out:
         write_reports(results, pictures, options.out, options.seed)
     captions = sum(first["retrieval"]["distinct_captions"] for first in firsts if "retrieval" in first)
@@ -118,10 +124,11 @@ def _check(options: argparse.Namespace, models: list[str], tasks: list[str]) -> 
     """UsageError, before any work, for what could only fail after it."""
     if options.plot and (len(models) > 1 or len(options.dataset) > 1):
         raise UsageError("--plot draws one model's answers on one data set; --out DIR draws those of several")
-    if options.plot and "zero-shot" not in tasks:
-        raise UsageError("--plot draws the answers of zero-shot, which --task leaves out")
-    if options.group_by and "zero-shot" not in tasks:
-        raise UsageError("--group-by groups the answers of zero-shot, which --task leaves out")
+    if options.monitor and (len(models) > 1 or len(options.dataset) > 1):
+        raise UsageError("--monitor is for one model and one data set; run it for each, with a file of its own")
+    for name in ("plot", "group_by", "monitor"):
+        if getattr(options, name) and "zero-shot" not in tasks:
+            raise UsageError(f"--{name.replace('_', '-')} needs the answers of zero-shot, which --task leaves out")
     if options.train and not set(tasks) & set(PROBES):
         raise UsageError(f"--train is for --task {' and '.join(PROBES)}; leave it out, or ask for one")
     if set(tasks) & set(PROBES):

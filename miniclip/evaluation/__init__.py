@@ -3,6 +3,7 @@
     study.py         Study: pictures, their classes, and a model's embeddings of them
     measures.py      accuracy, recall, confusion, calibration ..., and their intervals
     report.py        `evaluate`: all figures of one model and data set as a dict; tables.py and pages.py show them
+    monitor.py       runs of a model in use, compared with the first one
     select.py        which pictures are measured, and which a probe learns from
     experiments/     the experiments of `explore`, and their table
     draw.py          what the figures share

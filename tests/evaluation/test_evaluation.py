@@ -306,7 +306,7 @@ def test_the_command_groups(capsys):
     out = capsys.readouterr().out
     assert "category" in out and any(line.startswith("musical instrument") for line in out.splitlines())
     assert commands.main(["evaluate", "sample", "--group-by", "x", "--task", "retrieval"]) == 2
-    assert "--group-by groups the answers of zero-shot" in capsys.readouterr().err
+    assert "--group-by needs the answers of zero-shot" in capsys.readouterr().err
 
 
 def test_what_is_no_model_or_class_list_is_told(colours):
