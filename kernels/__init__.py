@@ -1,5 +1,5 @@
-"""Triton kernels, one operation a file, and what goes with them. Start with README.md.
+"""Triton kernels, a file for each operation. Start with README.md.
 
-The modules with kernels import torch and triton only; nothing here is imported before `miniclip.ops` asks for a kernel,
-except `dispatch`, which decides whether it does, and imports no Triton.
+`import miniclip` reads `dispatch`, `limits` and `tiles`, which import no Triton. A kernel is imported when it is
+called.
 """

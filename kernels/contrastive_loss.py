@@ -1,9 +1,9 @@
-"""The symmetric contrastive loss (InfoNCE, CLIP paper, figure 3) and its gradient, with no B x B matrix in memory.
+"""The symmetric contrastive loss (InfoNCE, CLIP paper, figure 3) and its gradient, with no N x N matrix in memory.
 
-Forward, a program holds some rows of the logits and walks over the columns; per row it keeps the largest logit, the sum
-of exp(logit - largest) and the pair's logit. A second launch does the same for the columns, by swapping images and
-texts. Backward, the logits are computed again and, tile by tile, turned into weights of the other side's embeddings.
-No atomics: results do not vary from run to run.
+In the forward pass a program holds some rows of the logits and goes through the columns. For each row it keeps the
+largest logit, the sum of exp(logit - largest) and the pair's logit. A second launch does the same for the columns: it
+swaps images and texts. The backward pass computes the logits again, tile by tile, and from them the weights of the
+other side's embeddings. There are no atomics: results do not vary from run to run.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from miniclip.kernels.dots import dots
 from miniclip.kernels.eager import function_or_operator
 
 LN_2 = tl.constexpr(math.log(2))
-LOG2_E = tl.constexpr(math.log2(math.e))  # logits are in units of log 2, because exp2 is what the hardware has
+LOG2_E = tl.constexpr(math.log2(math.e))  # logits are in units of log 2, because exp2 is the hardware's instruction
 DEPTH = 64  # how much of the embeddings' width the forward pass multiplies at a time
 
 
@@ -32,7 +32,7 @@ def statistics_kernel(
     """Each row's largest logit, its sum of exp2(logit - largest), and its cross-entropy. All [N]."""
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     scale = tl.load(SCALE) * LOG2_E
-    # A running maximum: with the largest possible logit, `scale`, in its place most sums would be denormal or zero.
+    # A running maximum: with `scale`, the largest logit that can be, in its place most sums would be denormal or zero.
     largest = tl.full([ROWS], -float("inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     pair = tl.zeros([ROWS], tl.float32)
@@ -54,13 +54,13 @@ def gradient_kernel(
     A, B, SCALE, GRAD, LARGEST_A, TOTAL_A, LARGEST_B, TOTAL_B, GRAD_A, GRAD_SCALE, n, width, stride_a, stride_b,
     WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """GRAD_A [N, width] contiguous; GRAD_SCALE [N], each row's share in the gradient of the scale."""
+    """GRAD_A [N, width], contiguous; GRAD_SCALE [N], what each row adds to the gradient of the scale."""
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     d = tl.arange(0, WIDTH)
     scale = tl.load(SCALE)
     a_inside = (rows < n)[:, None] & (d < width)[None, :]
     a = tl.load(A + rows.to(tl.int64)[:, None] * stride_a + d[None, :], a_inside, 0.0)
-    # The largest logit and the sum apart, rather than their logsumexp: its rounding, at a scale of 100, would be seen.
+    # The largest logit and the sum are kept apart: at a scale of 100 the rounding of their logsumexp would show.
     largest_a = tl.load(LARGEST_A + rows, rows < n, 0.0)
     inverse_a = 1.0 / tl.load(TOTAL_A + rows, rows < n, 1.0)
     grad_a = tl.zeros([ROWS, WIDTH], tl.float32)
@@ -88,7 +88,7 @@ def gradient_kernel(
 def contrastive_loss(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
     """Symmetric InfoNCE: each image picks its text out of the batch, each text its image. Differentiable, once.
 
-    image, text: float16 or bfloat16 [N, D] of unit length, D at most 1024, last strides 1; row i of both is a pair.
+    image, text: float16 or bfloat16 [N, E] of unit length, E at most 1024, last strides 1; row i of both is a pair.
     logit_scale: float32 scalar tensor, the multiplier of the cosines, exp(model.logit_scale). Returns a float32 scalar.
     Gradients of the embeddings are in their dtype, and so are the softmax's weights when they multiply embeddings.
     """
@@ -130,7 +130,7 @@ def _contrastive_loss_backward(
                 grads[side], grad_scale[side], n, width, a.stride(0), b.stride(0),
                 WIDTH=max(16, triton.next_power_of_2(width)), ROWS=tile.rows, COLUMNS=tile.columns, **tile.options(),
             )  # fmt: skip
-    # Rows and columns add up to the same; their mean is as good as either.
+    # The rows and the columns have the same sum; the mean of both is taken.
     return *grads, (grad_scale.sum() / 2).reshape(logit_scale.shape)
 
 

@@ -1,8 +1,8 @@
-"""Repairs of Triton's interpreter (versions 3.6 to 3.8), with which kernels run on the CPU, without a GPU.
+"""Repairs of Triton's interpreter (versions 3.6 to 3.8), which runs kernels on the CPU.
 
-TRITON_INTERPRET=1 must be set before Triton is imported; then import this module before a kernel is launched. As it
-stands the interpreter multiplies bfloat16 matrices by their raw bits as integers, cuts float32 to bfloat16 off instead
-of rounding, and under NumPy >= 2.4 (Triton 3.6 only) takes no loop bound that was computed or loaded.
+Set TRITON_INTERPRET=1 before Triton is imported, and import this module before a kernel is launched. Without the
+repairs the interpreter multiplies the raw bits of bfloat16 matrices as integers, truncates float32 to bfloat16 instead
+of rounding, and with NumPy 2.4 or later refuses loop bounds that were computed or loaded (Triton 3.6 only).
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Zero-shot classification and search: cosine similarities, scaled, in a softmax over the classes, and the best few.
+"""Zero-shot classification and search: the softmax of scaled cosine similarities over classes, and the k best classes.
 
-Queries and classes come as the towers give them; their lengths divide the logits, in float32, so that nothing is
-rounded between the embeddings and the probability. For similarity_topk a program holds some queries and walks over its
-share of the classes tile by tile; it keeps each query's largest logit, its sum of exp(logit - largest), and its best k
-so far. The N x M logits are never stored.
+Queries and classes need no unit length: the dot products are divided by their lengths in float32, so that nothing is
+rounded between the embeddings and the probability. For similarity_topk a program holds some queries and goes through
+its share of the classes tile by tile. It keeps each query's largest logit, its sum of exp(logit - largest), and its k
+best classes so far. The N x M logits are never stored.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from miniclip.kernels.dots import dots
 from miniclip.kernels.eager import function_or_operator
 
 NOTHING = tl.constexpr(-(2**63))  # less than any entry
-DEPTH = 64  # how much of the embeddings' dimension is multiplied at a time
+DEPTH = 64  # how much of the embeddings' width is multiplied at a time
 
 
 @triton.jit
@@ -56,7 +56,7 @@ def sortable(x):
 
 @triton.jit
 def best_of(keys, ranks):
-    """The best entry of each row, as in BEST below, and its rank. A key of -2^31 stands for no class."""
+    """The best entry of each row, as in BEST below, and its rank. A key of -2^31 means that there is no class."""
     key = tl.max(keys, 1)
     rank = tl.max(tl.where(keys == key[:, None], ranks, -1), 1)
     return tl.where(key == -0x80000000, NOTHING, (key.to(tl.int64) << 32) | rank.to(tl.int64)), rank
@@ -94,7 +94,7 @@ def statistics_kernel(
             entry, rank = best_of(keys, ranks)
             while tl.max((entry > worst).to(tl.int32), 0) > 0:  # some row still has a class better than its worst
                 better = (entry > worst)[:, None]
-                # The worst goes: unique, save for NOTHING, of which argmin takes one.
+                # The worst entry is replaced. It is unique, or it is one of several NOTHING, and argmin takes one.
                 replaced = better & (tl.arange(0, K)[None, :] == tl.argmin(best, 1)[:, None])
                 best = tl.where(replaced, entry[:, None], best)
                 worst = tl.min(best, 1)
@@ -129,7 +129,7 @@ def softmax_kernel(
 def similarity_softmax(x: Tensor, c: Tensor, logit_scale: Tensor) -> Tensor:
     """softmax(logit_scale * cosine(x, c)) over the classes.
 
-    x [N, D], c [M, D]: of the same dtype, float16, bfloat16 or float32, and of any length: they are normalised here; a
+    x [N, E], c [M, E]: of the same dtype, float16, bfloat16 or float32, and of any length: they are normalised here; a
     zero vector's cosines are 0. logit_scale: float32 scalar tensor, exp(model.logit_scale). Last strides must be 1.
     Returns float32 [N, M]. No gradient.
     """
@@ -139,7 +139,7 @@ def similarity_softmax(x: Tensor, c: Tensor, logit_scale: Tensor) -> Tensor:
 
 
 def similarity_topk(x: Tensor, c: Tensor, logit_scale: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The k best of `similarity_softmax`, without the N x M logits in memory.
+    """The k best classes of `similarity_softmax`, without the N x M logits in memory.
 
     k: at most 16 and at most M. Returns (probability float32 [N, k], best first; index int64 [N, k]; lse float32 [N],
     the logarithm of the softmax's denominator). Where logits are equal the lower index comes first. A NaN counts as the
@@ -156,7 +156,7 @@ def _tile(x: Tensor) -> tiles.Tile:
 
 
 def _arguments(x: Tensor, c: Tensor, logit_scale: Tensor) -> tuple[list, list]:
-    """Those that both kernels begin with, and those they share after their outputs."""
+    """The arguments that both kernels have before their outputs, and those that both have after them."""
     inverses = [x.new_empty(len(y), dtype=torch.float32) for y in (x, c)]
     for y, inverse in zip((x, c), inverses, strict=True):
         grid = (triton.cdiv(len(y), 16),)
@@ -165,7 +165,7 @@ def _arguments(x: Tensor, c: Tensor, logit_scale: Tensor) -> tuple[list, list]:
 
 
 def _statistics(inputs: list, sizes: list, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Every query's largest logit, sum of exp(logit - largest), both [N], and best entries [N, at least k if k > 0]."""
+    """Each query's largest logit and sum of exp(logit - largest), [N], and its best entries, at least k if k > 0."""
     x, (n, m) = inputs[0], sizes[:2]
     tile = _tile(x)
     row_tiles = triton.cdiv(n, tile.rows)

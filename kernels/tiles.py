@@ -2,7 +2,7 @@
 
 Autotuning would break CUDA graphs and Triton's interpreter, and would make first calls slow. The tests compile each
 tile for its architecture, without a GPU: it fits shared and tensor memory, does not spill, and uses the matrix units.
-Which of the tiles that do so is fastest has not been measured on any GPU yet.
+No GPU has timed them yet.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ import torch
 
 
 class Tile(NamedTuple):
-    """What one program works on at a time, and how."""
+    """How much one program computes at a time, and with how many warps."""
 
     rows: int
     columns: int
     warps: int
-    stages: int = 1  # how many steps of a loop are being loaded or computed at once
+    stages: int = 1  # steps of a loop that are loaded or computed at once
 
     def options(self) -> dict[str, int]:
-        """The launch options that are Triton's own."""
+        """Triton's launch options."""
         return {"num_warps": self.warps, "num_stages": self.stages}
 
 
 ARCHITECTURES = ("sm_80", "sm_86", "sm_90", "sm_100", "gfx942")
 
-# Architectures without tiles of their own take those of one that has as much shared memory, or less.
+# Architectures without tiles of their own use those of one with as much shared memory, or less.
 TAKES = {"sm_87": "sm_80", "sm_89": "sm_86", "sm_120": "sm_86", "sm_103": "sm_100"}
 TAKES |= {"gfx90a": "gfx942", "gfx950": "gfx942"}
 
@@ -36,7 +36,7 @@ Table = dict[str, dict[float, Tile]]  # architecture -> {largest size: tile}, si
 
 
 def tile_for(table: Table, device: torch.device, size: int) -> Tile:
-    """The tile for a problem of this size, of whatever the table counts, on this device."""
+    """The tile for a problem of this size on this device; the table says what its sizes count."""
     return next(tile for largest, tile in table[supported(device)].items() if size <= largest)
 
 
@@ -50,7 +50,7 @@ def supported(device: torch.device) -> str:
 
 
 def architecture(device: torch.device) -> str:
-    """The name under which the tables would hold this device's tiles. The interpreter, on the CPU, runs any of them."""
+    """The device's name in the tables. On a CPU, where Triton interprets, it is that of one with all kinds of tiles."""
     if device.type == "cpu":
         return "sm_80"
     if torch.version.hip:
@@ -61,6 +61,7 @@ def architecture(device: torch.device) -> str:
 
 
 # By sequence length. A program holds `rows` queries of one head: at 16 tokens 64 rows would be four times the work.
+# At 257 tokens five tiles of 64 rows have less padding than three of 128.
 SHORT = {16: Tile(16, 16, 1), 32: Tile(32, 32, 2)}
 ATTENTION: Table = {  # head dimensions up to 64
     "sm_80": {**SHORT, math.inf: Tile(64, 64, 4, 2)},
@@ -77,7 +78,7 @@ ATTENTION_WIDE: Table = {  # head dimensions up to 128
     "gfx942": {math.inf: Tile(64, 32, 4, 2)},
 }
 
-# By number of queries. Few would leave most of the GPU idle, so that the classes are split among this many programs.
+# By number of queries. Few queries would leave most of the GPU idle, so the classes are split among this many programs.
 PROGRAMS = 256
 SIMILARITY: Table = {
     "sm_80": {32: Tile(16, 64, 4, 3), math.inf: Tile(64, 64, 4, 2)},

@@ -68,7 +68,7 @@ def _topk(logits: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
 def _best(logits: Tensor, k: int) -> Tensor:
     """The columns of the k largest of each row, best first, the lower column first where they are equal.
 
-    torch.topk takes and orders equal ones at will, so only its k-th value is used. Sorting the rows would take longer.
+    Which of equal ones torch.topk takes is not defined, so only its k-th value is used. Sorting rows would take longer.
     """
     last = logits.topk(k).values[:, -1:]  # NaN counts as the largest
     is_nan, last_is_nan = logits.isnan(), last.isnan()

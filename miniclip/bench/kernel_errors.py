@@ -1,4 +1,5 @@
-"""Each kernel's error against float64, next to PyTorch's own: the first part of `check`, and the tests' tolerances.
+"""Each kernel's error against float64, beside PyTorch's own: a part of `miniclip.kernels.check`. The tests use its
+tolerances.
 
 Runs on a GPU, or on a CPU in Triton's interpreter, on smaller shapes.
 """
@@ -70,16 +71,17 @@ def random(*shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 def prompts(count: int, dtype: torch.dtype, device: torch.device, heads: int = 8) -> tuple[Tensor, Tensor, int]:
-    """Packed projections of as many prompts, 7 to 14 tokens long, as ImageNet's are: qkv, cu_seqlens, the longest."""
+    """Packed projections of `count` prompts of 7 to 14 tokens, as for ImageNet's classes: qkv, cu_seqlens, max_len."""
     lengths = 7 + torch.arange(count) * 5 % 8
     starts = torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(0)]).to(device, torch.int32)
     return random(int(lengths.sum()), 3, heads, 64, dtype=dtype, device=device), starts, int(lengths.max())
 
 
 def pairs(count: int, width: int, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
-    """Unit embeddings, pairs about as close as the closest strangers, and a scale: leaves for a gradient.
+    """Unit embeddings of images and texts, and a scale: leaves for a gradient.
 
-    Were pairs closer the loss and its gradients would be next to nothing, and so would their relative accuracy be.
+    A pair is about as close as the closest two that are none. If it were closer, the loss and its gradients would be
+    near zero, and their relative error would say nothing.
     """
     image, noise = (F.normalize(torch.randn(count, width, device=device), dim=1) for _ in range(2))
     text = F.normalize(image + math.sqrt(width / (2 * math.log(count + 1))) * noise, dim=1)
@@ -98,7 +100,7 @@ def chunked_loss(image: Tensor, text: Tensor, scale: Tensor, chunk: int = 2048) 
 
 
 def cases(device: torch.device, dry: bool) -> Iterator[Case]:
-    """All of them, each with its inputs made when it is its turn."""
+    """All cases. The inputs of each are made when it is its turn."""
     for dtype in (torch.float16, torch.bfloat16):
         half = {"dtype": dtype, "device": device}
         for n, length, heads, d, causal, name in DRY_ATTENTION if dry else ATTENTION:
@@ -114,7 +116,7 @@ def cases(device: torch.device, dry: bool) -> Iterator[Case]:
 
 
 def _attention(qkv: Tensor, causal: bool, shape: str) -> Iterator[Case]:
-    """Forward, and the gradient, in which every implementation rounds two more matrices to half precision."""
+    """The forward pass and the gradient, where every implementation rounds two more matrices to half precision."""
     few, tolerance = qkv[:4].double(), TOLERANCE[qkv.dtype]
     weights = random(*qkv.shape[:2], qkv.shape[3] * qkv.shape[4], dtype=qkv.dtype, device=qkv.device)
 
@@ -146,7 +148,7 @@ def _varlen(qkv: Tensor, starts: Tensor, longest: int, shape: str) -> Case:
 
 
 def _similarity(x: Tensor, c: Tensor, shape: str) -> Iterator[Case]:
-    """PyTorch's error is that of the usual half-precision code, not of our plain form, which is float32."""
+    """PyTorch's error here is that of the usual code in half precision; our plain form computes in float32."""
     scale = torch.tensor(100.0, device=x.device)
     k = 5
 
@@ -197,7 +199,7 @@ def _rows(inputs: Tensor, shape: str) -> Iterator[Case]:
 
 
 def error(got: Tensor, exact: Tensor, absolute: bool) -> float:
-    """Of those rows that `exact` has. NaN, where there should be none, makes it NaN, which no tolerance admits."""
+    """The error of the rows that `exact` has. It is NaN if one of them has a NaN; no tolerance admits that."""
     difference = (got[: len(exact)] if exact.ndim else got).double() - exact
     return (difference.abs().max() if absolute else difference.norm() / exact.norm()).item()
 
