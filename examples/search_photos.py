@@ -12,7 +12,7 @@ from miniclip import load
 from miniclip.search import Index, embed_query, update_index
 
 parser = argparse.ArgumentParser(description="Find pictures in folders by words, or by another picture.")
-parser.add_argument("query", nargs="+", help='words, or the file of a picture; of several the mean: "a dog" "snow"')
+parser.add_argument("query", nargs="+", help='words, or the file of a picture; several are averaged: "a dog" "snow"')
 parser.add_argument("--folder", nargs="+", type=Path, default=[Path(__file__).parent / "images"], metavar="PHOTOS")
 parser.add_argument("--index", type=Path, default=Path("photos.index"), help="where the embeddings are kept")
 parser.add_argument("--model", default="tiny-ViT", help="a name that `miniclip models` lists, or a file or directory")

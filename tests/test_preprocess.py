@@ -2,7 +2,9 @@
 
 import io
 import os
+import random
 import socket
+import time
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -413,6 +415,40 @@ def test_the_home_directory(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "x.png").write_bytes(encoded("PNG"))
     assert open_image("~/x.png").size == open_image(Path("~/x.png")).size == (64, 43)
+
+
+def mutated(content: bytes, chance: random.Random) -> bytes:
+    """Some bytes changed, deleted, repeated or made extreme, and perhaps the end cut off."""
+    data = bytearray(content)
+    for _ in range(chance.choice((1, 2, 5, 20))):
+        at = chance.randrange(min(len(data), chance.choice((32, 200, len(data)))))
+        length = chance.choice((1, 1, 2, 4, 16))
+        part = [bytes(length), b"\xff" * length, chance.randbytes(length), b"", bytes(data[at : at + length]) * 2]
+        data[at : at + length] = chance.choice(part)
+        if not data:
+            break
+    return bytes(data[: chance.randrange(len(data) + 1)] if chance.random() < 0.2 else data)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_mutated_pictures():
+    """Nothing but an ImageError, in time, and nothing is started. The seed and number say which picture it was."""
+    good = [encoded(format) for format in preprocess.FORMATS if format in Image.SAVE]
+    good += [progressive(10), turned(6), written("EPS"), encoded("TIFF", "CMYK"), encoded("PNG", "P")]
+    transform, decoded = Preprocess(PreprocessConfig(32), upright=True), 0
+    started = time.monotonic()
+    for number in range(20_000):
+        chance = random.Random(number)
+        before = time.monotonic()
+        try:
+            decoded += transform(open_image(mutated(chance.choice(good), chance))).isfinite().all().item()
+        except ImageError as error:
+            assert str(error), number
+        assert time.monotonic() - before < 20, number
+        if time.monotonic() - started > 120:
+            break
+    assert number > 1000 and number / 20 < decoded < number * 0.9
 
 
 def test_missing_file_and_directory(tmp_path):

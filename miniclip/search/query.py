@@ -56,7 +56,7 @@ def is_picture(part: Part) -> bool:
     """Whether this part of a query is a picture. SearchError for the name of a picture file that is not there."""
     if not isinstance(part, str):
         return True
-    if os.path.isfile(part):
+    if os.path.isfile(os.path.expanduser(part)):
         return True
     if part.lower().endswith(SUFFIXES):
         raise SearchError(f"there is no picture {part}; a query is words, or the path of a picture")

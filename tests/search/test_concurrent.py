@@ -21,7 +21,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from test_embed import CONFIG, PREPROCESS
 from test_index import FORK, contents, draw
+from test_preprocess import mutated
 
+from miniclip.errors import MiniclipError
 from miniclip.io import LockedError, WriteError, locked
 from miniclip.models import CLIP
 from miniclip.search import Index, SearchError, approximate, shards, top_k, update_index
@@ -264,6 +266,33 @@ def test_other_damage(models, photos, tmp_path):
         (index / "index.json").write_text(json.dumps(settings | change))
         with pytest.raises(SearchError, match="is damaged"):
             Index(index)
+
+
+@pytest.mark.slow
+def test_mutated_indexes(models, photos, tmp_path):
+    """Right answers or a SearchError, to a search and to an update. The seed and number say which index it was."""
+    index, right = tmp_path / "index", tmp_path / "right"
+    (photos / "broken.png").write_bytes(b"not a picture")
+    update_index(right, photos, models[0])
+    query, started, refused = torch.ones(1, 32), time.monotonic(), 0
+    expected = {hit.path for hit in Index(right).search(query)[0]}
+    for number in range(2000):
+        chance = random.Random(number)
+        shutil.rmtree(index, ignore_errors=True)
+        shutil.copytree(right, index)
+        file = chance.choice(sorted(index.glob("*.*s*")))
+        file.write_bytes(mutated(file.read_bytes(), chance))
+        try:
+            (hits,) = Index(index).search(query)
+            assert len(hits) == 5 or file.suffix == ".safetensors", number
+            assert {hit.path for hit in hits} == expected or file.suffix == ".safetensors", number  # changed in a name
+            update_index(index, photos)
+        except MiniclipError as error:
+            refused += 1
+            assert str(error), number
+        if time.monotonic() - started > 60:
+            break
+    assert number > 200 and refused > number / 4
 
 
 def run_limited(arguments: tuple, size: int, answer) -> None:

@@ -361,10 +361,11 @@ def test_what_is_not_an_index(photos, tmp_path, capsys, content, said):
     (other / "mine.txt").write_text("precious")
     if content:
         (other / "index.json").write_text(content)
-    for command in (["index", str(photos), "-o", str(other)], ["search", str(other), "a dog"]):
-        assert main(command) == 2
-        error = capsys.readouterr().err
-        assert said in error and "miniclip index FOLDER" in error
+    assert main(["index", str(photos), "-o", str(other)]) == 2
+    error = capsys.readouterr().err
+    assert said in error and "miniclip index FOLDER" in error
+    assert main(["search", str(other), "a dog"]) == 2
+    assert (said if content else "is not an index, and there are no pictures in it") in capsys.readouterr().err
     assert (other / "mine.txt").read_text() == "precious"
 
 
