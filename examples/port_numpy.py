@@ -1,4 +1,4 @@
-"""CLIP in plain NumPy, written after tests/conformance/README.md: every stage of both towers, ViT and ModifiedResNet.
+"""CLIP in plain NumPy, written from tests/conformance/README.md: every stage of both towers, ViT and ModifiedResNet.
 
     miniclip convert tiny-ViT tiny-ViT.safetensors
     miniclip trace --model tiny-ViT --image cat.png --text "a cat" -o golden.safetensors

@@ -1,6 +1,6 @@
 """From a decoded picture to pixels in plain NumPy, bit for bit as openai/CLIP with Pillow and torchvision makes them.
 
-Written after "The picture" in tests/conformance/README.md. Only the decoding of image files is left to a library.
+Written from "The picture" in tests/conformance/README.md. Only the decoding of image files is left to a library.
 """
 
 from __future__ import annotations

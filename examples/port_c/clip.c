@@ -1,4 +1,4 @@
-/* CLIP with a Vision Transformer, written after tests/conformance/README.md: every stage of both towers, in plain C.
+/* CLIP with a Vision Transformer, written from tests/conformance/README.md: every stage of both towers, in plain C.
 
        make && ./clip WEIGHTS.safetensors GOLDEN.safetensors OUTPUT.safetensors
 

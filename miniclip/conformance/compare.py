@@ -1,4 +1,4 @@
-"""Compare the stages of a port with a golden trace: the first one that is wrong, and why."""
+"""Compare the stages of a port with a golden trace: find the first one that is wrong, and explain it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from miniclip.conformance.rules import strings
 from miniclip.loading import load
 from miniclip.models import CLIP
 
-CLOSE = Tolerance(1e-3, 1e-4)  # for a hint
+CLOSE = Tolerance(1e-3, 1e-4)  # within this, a hint counts as true
 
 
 def compare(

@@ -19,10 +19,10 @@ from miniclip.models import CLIP
 from miniclip.preprocess import ImageError
 from miniclip.stages import tower_of
 
-MOST_UNEXPLAINED = 0.1  # of a stage's deviation, by a mistake that is named
-LARGE = 50_000_000  # weights; a model of fewer is diagnosed in one thread
+MOST_UNEXPLAINED = 0.1  # the part of the port's error that a mistake may leave unexplained
+LARGE = 50_000_000  # a model with fewer weights is diagnosed in one thread
 CANNOT_SHOW = (UnknownStageError, RuntimeError, IndexError, ImageError)  # raised where a model or picture lacks a part
-AS_GOOD = 2.0  # times the best explanation's remaining error: then it could be either
+AS_GOOD = 2.0  # a mistake that leaves at most this many times what the best one leaves is named too
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def diagnose(
     passed: set[str],
     dtype: torch.dtype | None = None,
 ) -> Diagnosis | None:
-    """Plant every mistake that could show at the stage `wrong`, recompute that stage, and see which one gives `mine`.
+    """Plant each mistake that could show at the stage `wrong`, recompute that stage and find the one that gives `mine`.
 
     passed: stages that the port has right, from which the stage is recomputed. Raises TraceError if the model is not
     the one that the golden was made with, or the golden lacks what the stage is computed from.
@@ -54,8 +54,8 @@ def diagnose(
     tolerance = tolerance_of(wrong, golden[wrong].dtype, mine.dtype, dtype)
     with _one_thread(model):
         right = _complete(model, golden, wrong)
-        # If no mistake at a stage behind those that passed explains it, small errors may have added up on the way: then
-        # from the beginning.
+        # First recompute only stages that did not pass. If no mistake explains the result, small errors may have passed
+        # and then added up: recompute all.
         for known in (passed, set()) if passed else (set(),):
             explanations = []
             for mistake, forward in _planted(model, right, wrong, known):
@@ -79,7 +79,7 @@ def _weight(right: Tensor, mine: Tensor) -> Diagnosis | None:
 
 @contextmanager
 def _one_thread(model: CLIP) -> Iterator[None]:
-    """Inside it PyTorch uses one thread for a small model, of which threads would only wait for each other."""
+    """Inside it PyTorch uses one thread if the model is small: several would mostly wait for each other."""
     threads = torch.get_num_threads()
     if sum(x.numel() for x in model.parameters()) < LARGE:
         torch.set_num_threads(1)
@@ -110,7 +110,7 @@ def _best(explanations: list[tuple[bool, float, Mistake]]) -> Diagnosis:
 
 
 def _complete(model: CLIP, golden: Mapping[str, Tensor], wrong: str) -> dict[str, Tensor]:
-    """All stages, also those that the golden leaves out, of the golden's own inputs."""
+    """All stages for the golden's inputs, also those that the golden leaves out."""
     image, text = golden.get("image.pixels"), golden.get("text.ids")
     if image is None and "image.decoded" in golden:
         image = picture(golden["image.decoded"])

@@ -52,7 +52,7 @@ def save_trace(
 
 
 def without_padding(stages: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Text stages, but for the ids, cut after the last end token: what follows has no influence on anything."""
+    """The stages; those of the text, except its ids, end at the last end-of-text token: the rest has no influence."""
     if "text.ids" not in stages:
         return dict(stages)
     tokens = int(stages["text.ids"].argmax(-1).max()) + 1

@@ -1,4 +1,4 @@
-"""A forward pass made of rules, in which each stage is computed when it is asked for."""
+"""A forward pass by rules, in which a stage is computed when it is asked for."""
 
 from __future__ import annotations
 

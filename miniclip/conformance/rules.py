@@ -1,4 +1,4 @@
-"""Every stage recomputed from the stages before it: `RULES` is the definition of each, as one line of code.
+"""How every stage follows from the stages before it: `RULES` has one line of code for each kind of stage.
 
 A stage says in its family's table which rule is its own. `trace` computes by them what is no tensor in the model, and
 checks the rest by them; `diagnose` replaces them by mistakes. Everything is float32 on the CPU, and

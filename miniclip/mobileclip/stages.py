@@ -88,7 +88,7 @@ def _located(stage: Stage, config: MobileCLIPConfig) -> Stage:
 
 
 def _probabilities(attention: nn.Module, x: Tensor, causal: bool) -> Tensor:
-    """Of an attention's input, in float32: [N, C, h, w] in an MCi tower, [N, L, D] in a transformer."""
+    """Computed in float32 from what the module takes: [N, C, h, w] in an MCi tower, [N, L, D] in a transformer."""
     if x.ndim == 4:
         qkv = attention.in_proj(x.flatten(2).transpose(1, 2)).unflatten(-1, (3, -1, HEAD_WIDTH))
     else:

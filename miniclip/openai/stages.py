@@ -100,12 +100,12 @@ IMAGE_END = (("image_embedding", "N E", "visual.proj (ResNet: attnpool.c_proj) d
 
 TEXT = (
     ("text.utf8",       "bytes", "uint8; the strings in UTF-8, each followed by the byte 255, which UTF-8 never has"),
-    ("text.ids",        "N L",   "int32; start token, the text's ids, end token, zeros up to the context length 77"),
+    ("text.ids",        "N L",   "int32; start-of-text token, ids, end-of-text token, then zeros: 77 in all"),
     ("token_embedding", "N L D", "row of token_embedding.weight for each id"),
     ("text.embedded",   "N L D", "plus the first L rows of positional_embedding"),
     ("transformer.resblocks.*", "", ""),
     ("ln_final",        "N L D", "LayerNorm of the last block's output"),
-    ("text.pooled",     "N D",   "row of ln_final at the first occurrence of the largest id, the end token"),
+    ("text.pooled",     "N D",   "row of ln_final at the first occurrence of the largest id, the end-of-text token"),
     ("text_projection", "N E",   "pooled @ text_projection"),
     ("text_embedding",  "N E",   "text_projection divided by its Euclidean length"),
 )  # fmt: skip

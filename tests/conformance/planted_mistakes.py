@@ -178,15 +178,15 @@ TEXT = [
     ("text: every token has position 0", "text.embedded", _PLACED, 'x + w["positional_embedding"][:1]'),
     ("ln_final missing", "ln_final", 'layer_norm(x, w, "ln_final")', "x"),
     ("text pooled at the first token", "text.pooled", _TEXT_POOLED, "x[:, 0]"),
-    ("text pooled at the last token, not the end token", "text.pooled", _TEXT_POOLED, "x[:, -1]"),
-    ("text pooled before the end token", "text.pooled", "ids.argmax(axis=1)]", "ids.argmax(axis=1) - 1]"),
-    ("text pooled after the end token", "text.pooled", "ids.argmax(axis=1)]", "ids.argmax(axis=1) + 1]"),
-    ("text pooled at the last end token, not the first", "text.pooled",
+    ("text pooled at the last token, not the end-of-text token", "text.pooled", _TEXT_POOLED, "x[:, -1]"),
+    ("text pooled before the end-of-text token", "text.pooled", "ids.argmax(axis=1)]", "ids.argmax(axis=1) - 1]"),
+    ("text pooled after the end-of-text token", "text.pooled", "ids.argmax(axis=1)]", "ids.argmax(axis=1) + 1]"),
+    ("text pooled at the last end-of-text token, not the first", "text.pooled",
      "ids.argmax(axis=1)]", "ids.shape[1] - 1 - ids[:, ::-1].argmax(axis=1)]"),
-    ("end token searched in half precision", "text.pooled",
+    ("end-of-text token searched in half precision", "text.pooled",
      "ids.argmax(axis=1)]", "ids.astype(np.float16).argmax(axis=1)]"),
     ("text pooled: mean over all positions", "text.pooled", _TEXT_POOLED, "x.mean(axis=1)"),
-    ("text pooled: mean up to the end token", "text.pooled",
+    ("text pooled: mean up to the end-of-text token", "text.pooled",
      _TEXT_POOLED, "np.stack([t[: i.argmax() + 1].mean(axis=0) for t, i in zip(x, ids)])"),
     ("text_projection transposed", "text_projection",
      'pooled @ w["text_projection"]', 'pooled @ w["text_projection"].reshape(w["text_projection"].T.shape).T'),
@@ -372,7 +372,7 @@ RESNET = [
 
 _REPAIR = "html.unescape(html.unescape(ftfy.fix_text(text)))"
 _ENCODED = "[_BYTE_IDS[byte] for byte in word.encode()]"
-_MERGED = "    symbols = list(symbols)\n    end, gone"
+_MERGED = "    symbols = list(symbols)\n    end"
 
 TOKENS = [
     ("not lower-cased", '" ".join(text.split()).lower()', '" ".join(text.split())'),
@@ -417,9 +417,9 @@ TOKENS = [
      "        symbols[pairs[0] : pairs[0] + 2] = [merges[symbols[pairs[0]], symbols[pairs[0] + 1]]]\n"
      "    return symbols\n" + _MERGED),
     ("bytes not merged", _MERGED, "    return symbols\n" + _MERGED),
-    ("start token missing", "[START, *encode(text), END]", "[*encode(text), END]"),
-    ("end token missing", "[START, *encode(text), END]", "[START, *encode(text)]"),
-    ("padded with the end token", "torch.zeros(len(rows), context_length, dtype=torch.int32)",
+    ("start-of-text token missing", "[START, *encode(text), END]", "[*encode(text), END]"),
+    ("end-of-text token missing", "[START, *encode(text), END]", "[START, *encode(text)]"),
+    ("padded with the end-of-text token", "torch.zeros(len(rows), context_length, dtype=torch.int32)",
      "torch.full((len(rows), context_length), END, dtype=torch.int32)"),
 ]  # fmt: skip
 

@@ -71,7 +71,7 @@ def image(count: int, size: int) -> Tensor:
 def text(count: int, context_length: int, vocab_size: int) -> Tensor:
     """Token ids [count, context_length] (int32): a start, words, an end and padding; row i has i + 1 words.
 
-    The last row ends twice, as a text does that has the end token typed in it.
+    The last row ends twice, as a text does that has the end-of-text token typed in it.
     """
     words = (uniform("text", count * context_length) * (vocab_size - 2)).astype(np.int32)
     ids = torch.from_numpy(words.reshape(count, context_length))

@@ -21,6 +21,10 @@ def _end_in_half_precision(s: Scope) -> Tensor:
     return s["text.ids"].half().float().argmax(-1)
 
 
+def _after_end(s: Scope) -> Tensor:
+    return row(s["ln_final"], (_end(s) + 1) % s["ln_final"].shape[1])
+
+
 def _last_end(s: Scope) -> Tensor:
     ids = s["text.ids"]
     return ids.shape[1] - 1 - ids.flip(1).argmax(-1)
@@ -69,13 +73,13 @@ TEXT = (
     _embedded("text: every token has position 0", lambda s: s["token_embedding"] + positions(s)[:1]),
     Mistake("ln_final missing", {"ln_final": lambda s: s.input}, TextTransformer, "self.ln_final("),
     _pooled("text pooled at the first token", lambda s: s["ln_final"][:, 0]),
-    _pooled("text pooled at the last token, not the end token", lambda s: s["ln_final"][:, -1]),
-    _pooled("text pooled before the end token", lambda s: row(s["ln_final"], _end(s) - 1)),
-    _pooled("text pooled after the end token", lambda s: row(s["ln_final"], (_end(s) + 1) % s["ln_final"].shape[1])),
-    _pooled("text pooled at the last end token, not the first", lambda s: row(s["ln_final"], _last_end(s))),
-    _pooled("end token searched in half precision", lambda s: row(s["ln_final"], _end_in_half_precision(s))),
+    _pooled("text pooled at the last token, not the end-of-text token", lambda s: s["ln_final"][:, -1]),
+    _pooled("text pooled before the end-of-text token", lambda s: row(s["ln_final"], _end(s) - 1)),
+    _pooled("text pooled after the end-of-text token", _after_end),
+    _pooled("text pooled at the last end-of-text token, not the first", lambda s: row(s["ln_final"], _last_end(s))),
+    _pooled("end-of-text token searched in half precision", lambda s: row(s["ln_final"], _end_in_half_precision(s))),
     _pooled("text pooled: mean over all positions", lambda s: s["ln_final"].mean(1)),
-    _pooled("text pooled: mean up to the end token", _mean_to_end),
+    _pooled("text pooled: mean up to the end-of-text token", _mean_to_end),
     Mistake(
         "text_projection transposed",
         {"text_projection": lambda s: s["text.pooled"] @ misread(s, "text_projection")},

@@ -85,7 +85,7 @@ def _vocabulary() -> dict[bytes, int]:
 
 
 def _longest_match(word: str) -> list[int]:
-    """The longest entry of the vocabulary that fits, again and again, as with a vocabulary but no merges."""
+    """Repeatedly the longest entry of the vocabulary that fits, as a port does that has a vocabulary but no merges."""
     rest, ids = word.encode() + b"</w>", []
     while rest:
         length = next(n for n in range(len(rest), 0, -1) if rest[:n] in _vocabulary())
@@ -95,7 +95,7 @@ def _longest_match(word: str) -> list[int]:
 
 
 def _leftmost_merge(word: str) -> list[int]:
-    """Merges whatever pair merges first from the left, not the one of lowest id."""
+    """The leftmost pair that can be merged is merged first, not the one with the lowest id."""
     merges, _ = tokenizer._read_merge_file()
     symbols, i = word_symbols(word), 0
     while i + 1 < len(symbols):
@@ -183,9 +183,9 @@ TOKENS = (
              special={text: i + 1 for text, i in tokenizer.SPECIAL_TOKENS.items()}),
     _mistake("ids of merges one too high: the table's heading counted", _MERGES,
              word=lambda word: _one_higher(word, 2 * END_OF_WORD)),
-    _mistake("start token missing", _FRAME, start=()),
-    _mistake("end token missing", _FRAME, end=()),
-    _mistake("padded with the end token", (tokenizer.tokenize, "torch.zeros("), padding=END),
+    _mistake("start-of-text token missing", _FRAME, start=()),
+    _mistake("end-of-text token missing", _FRAME, end=()),
+    _mistake("padded with the end-of-text token", (tokenizer.tokenize, "torch.zeros("), padding=END),
 )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Reading the weights' file. These mistakes show in a port's stages w.NAME, where a weight has one right value."""
+"""Mistakes in reading the file of weights. They show in a port's stages w.NAME, which must be equal in every bit."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def place() -> tuple[str, str]:
 
 
 def explain(right: Tensor, mine: Tensor) -> list[str]:
-    """The mistakes by which a weight would be read as `mine`."""
+    """The mistakes that turn the right weight into `mine`."""
     found = {name: change(right.float()) for name, change in WEIGHTS.items()}
     return [
         name
