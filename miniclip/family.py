@@ -1,4 +1,4 @@
-"""What is particular to a family of models. Each family is a folder, and a row of `miniclip.loading.FAMILIES`."""
+"""What is particular to a family of models. Each family is a row of a folder's `FAMILIES`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def read_own(tensors: Tensors, config: CLIPConfig | None, activation: str | None
 class Family:
     """A family's own answers to what loading, saving, conformance and the bench ask.
 
-    config, model         the class of its configs, and the model in its plain form
+    config, model         the class of its configs, and config -> the model in its plain form
     stages                config -> every stage of a forward pass, in order
     fast                  the model with fast forms of its towers; None: there are none
     models                the models that `load` takes by name
@@ -40,15 +40,17 @@ class Family:
     resize                config, tensors, image size, context length (None: as they are) -> the config and the tensors
                           for other sizes; None: the sizes are fixed
     read_openclip         `model_cfg` of an open_clip_config.json -> the config, or None if it describes no such model
+    read_huggingface      a config.json and its directory -> the same
     """
 
     config: type[CLIPConfig]
-    model: type[CLIP]
+    model: Callable[[CLIPConfig], CLIP]
     stages: Callable[[CLIPConfig], list[Stage]]
-    fast: type[CLIP] | None = None
+    fast: Callable[[CLIPConfig], CLIP] | None = None
     models: Mapping[str, NamedModel] = field(default_factory=dict)
     owns: Callable[[Collection[str]], bool] = lambda names: False
     read: Callable[[Tensors, CLIPConfig | None, str | None], tuple[CLIPConfig, Tensors]] = read_own
     write_directory: Callable[[CLIPConfig, Tensors, Path], None] | None = None
     resize: Callable[[CLIPConfig, Tensors, int | None, int | None], tuple[CLIPConfig, Tensors]] | None = None
     read_openclip: Callable[[Fields], CLIPConfig | None] = lambda fields: None
+    read_huggingface: Callable[[Fields, Path], CLIPConfig | None] = lambda fields, folder: None

@@ -31,10 +31,10 @@ from miniclip.weights.stated import Readers, config_of_file, open_directory
 
 
 def _families(*folders: str) -> Iterator[Family]:
-    """The family in each of these folders. One that can't be imported is left out, with a warning; the others work."""
+    """The families in these folders. A folder that can't be imported is left out, with a warning; the others work."""
     for folder in folders:
         try:
-            yield import_module(f"miniclip.{folder}").FAMILY
+            yield from import_module(f"miniclip.{folder}").FAMILIES
         except (ImportError, AttributeError) as error:
             warnings.warn(f"the models of miniclip/{folder} can't be loaded: {error}", stacklevel=2)
 
@@ -199,9 +199,9 @@ def owner_of(tensors: Mapping[str, Tensor]) -> Family:
     )
 
 
-def openclip_readers() -> Readers:
-    """What reads an OpenCLIP directory's model_cfg, in the order of `FAMILIES`."""
-    return [family.read_openclip for family in FAMILIES]
+def config_readers() -> Readers:
+    """The families' readers of directories' configs, in the order of `FAMILIES`."""
+    return Readers([family.read_openclip for family in FAMILIES], [family.read_huggingface for family in FAMILIES])
 
 
 def open_checkpoint(
@@ -220,9 +220,9 @@ def open_checkpoint(
             models = ", ".join(available_models())
             hint = f"; did you mean {meant}?" if (meant := _similar_name(str(name))) else ""
             raise CheckpointError(f"{name!s:.300} is neither a file or directory nor one of the models: {models}{hint}")
-        config, path = open_directory(path, openclip_readers()) if path.is_dir() else (None, path)
+        config, path = open_directory(path, config_readers()) if path.is_dir() else (None, path)
         tensors = read_file(path)
-        config = named.config if named else config_of_file(path, tensors, config, openclip_readers())
+        config = named.config if named else config_of_file(path, tensors, config, config_readers())
         if config and activation is not None and config.activations != {activation}:
             stated = " and ".join(sorted(config.activations))
             raise CheckpointError(f"the model's config states {stated}, not {activation}: leave activation= out")

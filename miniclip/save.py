@@ -14,7 +14,7 @@ from torch import Tensor
 from miniclip.config import CLIPConfig, to_json
 from miniclip.errors import MiniclipError
 from miniclip.io import new_folder, save_tensors, write_atomically, write_json
-from miniclip.loading import family_of, matching_model, openclip_readers, owner_of
+from miniclip.loading import config_readers, family_of, matching_model, owner_of
 from miniclip.weights.errors import CheckpointError
 from miniclip.weights.files import CONFIG_FILE, CONFIG_KEY
 from miniclip.weights.stated import open_directory
@@ -42,7 +42,7 @@ def save_checkpoint(config: CLIPConfig, tensors: Mapping[str, Tensor], path: str
             raise CheckpointError(f"{path}: there is no directory format for a model of this family: use .safetensors")
         with new_folder(path) as folder:
             write(config, tensors, folder)
-            _check_held(config, lambda: open_directory(folder, openclip_readers())[0], path)
+            _check_held(config, lambda: open_directory(folder, config_readers())[0], path)
             write_json(folder / CONFIG_FILE, to_json(config))
     else:
         raise CheckpointError(f"{path}: expected a name that ends in .safetensors, .pt or .pth, or a directory's")

@@ -22,7 +22,7 @@ FLOORS = (  # from the bottom; what shares a floor doesn't import each other
     ("family", "fast"),
     ("openai", "mobileclip"),
     ("loading",),
-    ("save", "embed", "export"),
+    ("save", "embed", "export", "hidden"),
     ("zero_shot",),
     ("answers",),
     ("conformance", "training", "search", "evaluation", "bench"),

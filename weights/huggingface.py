@@ -45,9 +45,22 @@ def read_config(folder: Path) -> CLIPConfig:
     """
     fields = Fields.read(folder / "config.json")
     fields.one_of("model_type", ("clip",))
-    text, vision = _tower(fields, "text"), _tower(fields, "vision")
+    vision = read_vision(_tower(fields, "vision"))
+    return CLIPConfig(
+        embed_dim=fields.integer("projection_dim", 512),  # its copies in the towers are often stale
+        vision=vision,
+        text=read_text(_tower(fields, "text")),
+        preprocess=read_preprocess(folder, vision.image_size),
+    )
+
+
+def read_vision(vision: Fields) -> ViTConfig:
     vision.one_of("num_channels", (3,), 3)
-    image_size = vision.integer("image_size", 224)
+    transformer = _transformer(vision, 768, 12, 3072)
+    return ViTConfig(vision.integer("image_size", 224), vision.integer("patch_size", 32), transformer)
+
+
+def read_text(text: Fields) -> TextConfig:
     vocab_size = text.integer("vocab_size", 49408)
     # miniclip pools a text at the first occurrence of its largest id, and these two values mean the same.
     if text.values.get("eos_token_id", 49407) not in (LEGACY_EOS, vocab_size - 1):
@@ -56,12 +69,7 @@ def read_config(folder: Path) -> CLIPConfig:
             f"{LEGACY_EOS} or {vocab_size - 1}, the largest id: a text is pooled at its largest id, which is another "
             "token if tokens were added after the end token",
         )
-    return CLIPConfig(
-        embed_dim=fields.integer("projection_dim", 512),  # its copies in the towers are often stale
-        vision=ViTConfig(image_size, vision.integer("patch_size", 32), _transformer(vision, 768, 12, 3072)),
-        text=TextConfig(text.integer("max_position_embeddings", 77), vocab_size, _transformer(text, 512, 8, 2048)),
-        preprocess=_read_preprocess(folder, image_size),
-    )
+    return TextConfig(text.integer("max_position_embeddings", 77), vocab_size, _transformer(text, 512, 8, 2048))
 
 
 def _tower(fields: Fields, name: str) -> Fields:
@@ -83,7 +91,7 @@ def _transformer(tower: Fields, width: int, heads: int, mlp_width: int) -> Trans
     )
 
 
-def _read_preprocess(folder: Path, image_size: int) -> PreprocessConfig:
+def read_preprocess(folder: Path, image_size: int) -> PreprocessConfig:
     path = folder / "processor_config.json"  # transformers 5 writes this one, and prefers it
     nested = Fields.read(path).section("image_processor", {}) if path.is_file() else None
     if nested and nested.values:

@@ -16,11 +16,16 @@ from miniclip.weights.errors import CheckpointError
 from miniclip.weights.fields import MAX_BYTES, Fields
 from miniclip.weights.files import CONFIG_FILE, CONFIG_KEY, Checkpoint
 
-Readers = Sequence[Callable[[Fields], CLIPConfig | None]]  # of OpenCLIP's model_cfg, one for each family of models
-
 RUN_WEIGHTS = ("best.safetensors", "last.safetensors")  # of a training run; the best is there if it was validated
 OWN_WEIGHTS = ("model.safetensors", "open_clip_model.safetensors", *RUN_WEIGHTS)
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
+
+
+class Readers(NamedTuple):
+    """Each family's functions that read a config, or return None if it describes no model of the family."""
+
+    openclip: Sequence[Callable[[Fields], CLIPConfig | None]]  # of model_cfg in open_clip_config.json
+    huggingface: Sequence[Callable[[Fields, Path], CLIPConfig | None]]  # of config.json, in this directory
 
 
 class Format(NamedTuple):
@@ -35,16 +40,21 @@ def _read_own(folder: Path, readers: Readers) -> CLIPConfig:
     return from_json(Fields.read(folder / CONFIG_FILE).values, str(folder / CONFIG_FILE))
 
 
+def _read_openclip(folder: Path, readers: Readers) -> CLIPConfig:
+    return openclip.read_config(folder, readers.openclip)
+
+
 def _read_config_json(folder: Path, readers: Readers) -> CLIPConfig:
     """Hugging Face's file, or that of a training run from before there was a miniclip.json."""
-    path = folder / "config.json"
-    values = Fields.read(path).values
-    return from_json(values, str(path)) if "vision" in values else huggingface.read_config(folder)
+    fields = Fields.read(folder / "config.json")
+    if "vision" in fields.values:
+        return from_json(fields.values, str(fields.path))
+    return next(filter(None, (read(fields, folder) for read in readers.huggingface)))
 
 
 FORMATS = (  # in this order: a directory may have several of these configs
     Format(CONFIG_FILE, _read_own, OWN_WEIGHTS),
-    Format("open_clip_config.json", openclip.read_config, openclip.WEIGHT_FILES),
+    Format("open_clip_config.json", _read_openclip, openclip.WEIGHT_FILES),
     Format("config.json", _read_config_json, (*huggingface.WEIGHT_FILES, *RUN_WEIGHTS)),
 )
 

@@ -10,7 +10,7 @@ from miniclip.mobileclip.config import MODELS, MobileCLIPConfig
 from miniclip.mobileclip.fast import FastMobileCLIP
 from miniclip.mobileclip.towers import MobileCLIP
 
-FAMILY = Family(
+CLIPS = Family(
     config=MobileCLIPConfig,
     model=MobileCLIP,
     fast=FastMobileCLIP,
@@ -21,3 +21,4 @@ FAMILY = Family(
     write_directory=openclip.write,
     read_openclip=openclip.read_config,
 )
+FAMILIES = (CLIPS,)

@@ -88,7 +88,7 @@ def convert_weights(model: CLIP, dtype: torch.dtype) -> CLIP:
             elif isinstance(module, Attention):
                 module.in_proj_weight.data = module.in_proj_weight.data.to(dtype)
                 module.in_proj_bias.data = module.in_proj_bias.data.to(dtype)
-        for projection in (model.text_projection, getattr(model.visual, "proj", None)):
+        for projection in (getattr(model, "text_projection", None), getattr(model.visual, "proj", None)):
             if isinstance(projection, nn.Parameter):  # some towers end in a linear layer instead
                 projection.data = projection.data.to(dtype)
     return model

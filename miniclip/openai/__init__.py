@@ -10,7 +10,7 @@ from miniclip.config import MODELS, CLIPConfig
 from miniclip.family import Family
 from miniclip.fast.clip import FastCLIP
 from miniclip.models import CLIP
-from miniclip.openai import stages
+from miniclip.openai import halves, stages
 from miniclip.openai.resize import resize
 from miniclip.weights import huggingface, openclip
 from miniclip.weights.infer import infer_config
@@ -30,7 +30,7 @@ def read(
     return config or infer_config(shapes_of(tensors), activation or "quick_gelu"), tensors
 
 
-FAMILY = Family(
+CLIPS = Family(
     config=CLIPConfig,
     model=CLIP,
     fast=FastCLIP,
@@ -41,4 +41,6 @@ FAMILY = Family(
     resize=resize,
     write_directory=huggingface.write,
     read_openclip=openclip.read_model,
+    read_huggingface=lambda fields, folder: huggingface.read_config(folder),
 )
+FAMILIES = (halves.FAMILY, CLIPS)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from conformance.seeded import image, text, weights
 
 from miniclip.config import MODELS, CLIPConfig, PreprocessConfig, TextConfig, TransformerConfig, ViTConfig
-from miniclip.loading import openclip_readers
+from miniclip.loading import config_readers
 from miniclip.models import CLIP
 from miniclip.weights.errors import CheckpointError
 from miniclip.weights.fields import Fields
@@ -270,7 +270,7 @@ def test_openclip_s_own_configs():
     for path in configs:
         fields = Fields(path, json.loads(path.read_text()))
         try:
-            families[next(filter(None, (read(fields) for read in openclip_readers()))).family] += 1
+            families[next(filter(None, (read(fields) for read in config_readers().openclip))).family] += 1
         except CheckpointError as error:
             reasons[next(key for key, meaning in MEANING.items() if str(error).endswith(meaning))] += 1
     assert families == {"clip": 41, "mobileclip": 9} and reasons.total() == 94
