@@ -59,7 +59,7 @@ def _row(name: str, right: Tensor, several: bool) -> dict:
 def chosen_on_other_half(right: Tensor, seed: int = 0) -> Tensor:
     """For each half of the pictures, the answers of the template that is best on the other half, bool [N].
 
-    right: whether each of T templates names each picture rightly, bool [T, N]. seed: of the halves.
+    right: whether each of T templates names each picture correctly, bool [T, N]. seed: of the halves.
     """
     order = torch.randperm(right.shape[1], generator=torch.Generator().manual_seed(seed))
     halves = order.tensor_split(2)
