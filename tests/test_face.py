@@ -43,7 +43,7 @@ why: str = rejected[0]
 passed: bool = compare(trace(model, text="a"), trace(model, text="a")).passed
 figures: dict[str, object] = evaluate(model, preprocess, "sample")
 trained: CLIP = train(TrainOptions(create_synthetic=True, epochs=1))
-both: int = len(Index("photos.index")) + len(ZeroShotClassifier(model, preprocess, ["a", "b"]).classes)
+both: int = len(Index("photos.index")) + len(ZeroShotClassifier(model, ["a", "b"]).classes)
 texts: Tensor = embed_texts(model, "a")[0]
 """
 WRONG = 'load(5)\nclassify("a.png", 3)\nlabel = 5\nmodel.encode_img(pixels)\n'
