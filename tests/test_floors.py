@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = (  # from the bottom; what shares a floor doesn't import each other
     ("errors",),
     ("config", "io"),
+    ("images",),
     ("table", "parallel", "tokenizer", "preprocess", "kernels"),
     ("weights", "ops", "cosines", "stages"),
     ("models", "data"),

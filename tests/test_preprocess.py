@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from safetensors import safe_open
 
-from miniclip import preprocess
+from miniclip import images, preprocess
 from miniclip.config import PreprocessConfig
+from miniclip.images import ImageAccessError
 from miniclip.preprocess import (
-    ImageAccessError,
     ImageError,
     Preprocess,
     center_crop,
@@ -299,11 +299,11 @@ def test_pillow_alone_would_start_a_program(tmp_path, started):
     assert started and started[0][0][0] == "gs"
 
 
-@pytest.mark.parametrize("format", [name for name in preprocess.FORMATS if name != "HEIF"])
+@pytest.mark.parametrize("format", [name for name in images.FORMATS if name != "HEIF"])
 def test_the_content_decides_on_the_format(format, tmp_path):
     path = tmp_path / "picture.eps"
     path.write_bytes(encoded(format))
-    assert format in preprocess.formats()
+    assert format in images.formats()
     expected = open_image(path)
     assert expected.size == (64, 43) and expected.filename == str(path)
     with path.open("rb") as file:
@@ -311,14 +311,14 @@ def test_the_content_decides_on_the_format(format, tmp_path):
 
 
 def test_a_plugin_for_heic(monkeypatch):
-    if "HEIF" in preprocess.formats():  # pillow-heif is installed
+    if "HEIF" in images.formats():  # pillow-heif is installed
         stream = io.BytesIO()
         picture("RGB", 64, 43).save(stream, "HEIF")
         assert open_image(stream.getvalue()).size == (64, 43)
         monkeypatch.delitem(Image.OPEN, "HEIF")
-    assert "HEIF" not in preprocess.formats()
+    assert "HEIF" not in images.formats()
     monkeypatch.setitem(Image.OPEN, "HEIF", (Image.OPEN["PNG"][0], lambda prefix: prefix[:4] == b"HEIC"))
-    assert "HEIF" in preprocess.formats()
+    assert "HEIF" in images.formats()
     with pytest.raises(ImageError, match="is not an image"):  # the plugin was asked, but this is no PNG
         open_image(b"HEIC" + encoded("PNG"))
 
@@ -434,7 +434,7 @@ def mutated(content: bytes, chance: random.Random) -> bytes:
 @pytest.mark.filterwarnings("ignore")
 def test_mutated_pictures():
     """Nothing but an ImageError, in time, and nothing is started. The seed and number say which picture it was."""
-    good = [encoded(format) for format in preprocess.FORMATS if format in Image.SAVE]
+    good = [encoded(format) for format in images.FORMATS if format in Image.SAVE]
     good += [progressive(10), turned(6), written("EPS"), encoded("TIFF", "CMYK"), encoded("PNG", "P")]
     transform, decoded = Preprocess(PreprocessConfig(32), upright=True), 0
     started = time.monotonic()

@@ -17,8 +17,8 @@ from string import Template
 import numpy as np
 from PIL import Image
 
+from miniclip.images import ImageError, open_image
 from miniclip.io import printable, write_text
-from miniclip.preprocess import ImageError, open_image
 from miniclip.search.index import Hit
 from miniclip.search.query import Part, is_picture
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple
 
+from miniclip.images import ImageAccessError, open_image
 from miniclip.io import WriteError, locked, open_regular, write_json
 from miniclip.search.compare import Found, Rejected, compare, digest_of, find
 from miniclip.search.index import DEFAULT_MODEL, Index, SearchError, Settings, open_shards, read_settings
@@ -237,8 +238,6 @@ class _Pictures(Sequence):
         return len(self.paths)
 
     def __getitem__(self, i: int) -> Image.Image:
-        from miniclip.preprocess import ImageAccessError, open_image
-
         try:
             with open_regular(self.paths[i]) as file:  # hashed and decoded without opening the path again
                 self.hashes[i] = digest_of(file)
