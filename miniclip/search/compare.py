@@ -15,7 +15,6 @@ from miniclip.io import open_regular
 from miniclip.search.index import HASH_BYTES, SearchError, Shard
 from miniclip.search.shards import Stat
 
-IMAGE_SUFFIXES = pictures.SUFFIXES
 Rejected = dict[str, tuple[int, int, str, str]]  # path: size, time of modification, fault, and the decoder's version
 
 
