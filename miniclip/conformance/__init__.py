@@ -1,8 +1,8 @@
 """The conformance kit for those who port CLIP: `trace` records every stage of a forward pass, `compare` finds a port's
 first wrong stage and the mistake that explains it.
 
-Read rules.py (how each stage is computed), forward.py, trace.py, measure.py, compare.py, diagnose.py and mistakes/ (the
-catalogue). The stages' names and shapes are in each family's stages.py.
+Read rules.py (how each stage is computed), forward.py, trace.py, measure.py, compare.py, hints.py, diagnose.py and
+mistakes/ (the catalogue). The stages' names and shapes are in each family's stages.py.
 """
 
 from miniclip.conformance.compare import compare

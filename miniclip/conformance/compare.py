@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from itertools import permutations, takewhile
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +13,13 @@ from torch import Tensor
 
 from miniclip.conformance.diagnose import diagnose
 from miniclip.conformance.files import TraceError, load_stages, load_trace, weights_sha256
-from miniclip.conformance.measure import PRECISIONS, WEIGHT, Tolerance, fit, measure, tolerance_of
+from miniclip.conformance.hints import hints
+from miniclip.conformance.measure import PRECISIONS, WEIGHT, fit, measure, tolerance_of
 from miniclip.conformance.mistakes.tokens import explain
 from miniclip.conformance.report import Comparison, StageResult, WrongText
 from miniclip.conformance.rules import strings
 from miniclip.loading import load
 from miniclip.models import CLIP
-
-CLOSE = Tolerance(1e-3, 1e-4)  # within this, a hint counts as true
 
 
 def compare(
@@ -64,7 +63,7 @@ def compare(
         diagnosed=model is not None,
         diagnosis=diagnose(model, golden, given[wrong], wrong, passed, dtype) if model is not None else None,
         texts=tuple(_wrong_texts(golden, given[wrong])) if wrong == "text.ids" else (),
-        hints=tuple(_hints(golden, given, wrong)),
+        hints=tuple(hints(golden, given, wrong)),
         unknown=unknown,
     )
 
@@ -90,7 +89,7 @@ def compare_files(
             comparison = replace(other, alternative=alternative)
     if model is not None and loaded is None and not comparison.passed:
         comparison = compare(expected, stages, load_golden_model(model, metadata), dtype)
-    return replace(comparison, changed=_changed(stages, load_stages(again), list(expected))) if again else comparison
+    return replace(comparison, changed=_changed(stages, load_stages(again), expected)) if again else comparison
 
 
 def _has_weights(stages: Iterable[str]) -> bool:
@@ -103,15 +102,16 @@ def _weights(model: CLIP | None, mine: Mapping[str, Tensor | np.ndarray]) -> dic
     return {WEIGHT + name: x.float().cpu() for name, x in weights.items() if WEIGHT + name in mine}
 
 
-def _changed(first: Mapping[str, Tensor], second: Mapping[str, Tensor], order: list[str]) -> tuple[str, ...]:
+def _changed(first: Mapping[str, Tensor], second: Mapping[str, Tensor], order: Iterable[str]) -> tuple[str, ...]:
     """The stages that differ between two runs, or that only one of them has; those of `order` first."""
-    names = [*filter((first.keys() | second.keys()).__contains__, order), *sorted(first.keys() | second.keys())]
+    names = [name for name in dict.fromkeys([*order, *first, *second]) if name in first or name in second]
     both = first.keys() & second.keys()
-    return tuple(name for name in dict.fromkeys(names) if name not in both or not _same_bits(first[name], second[name]))
+    return tuple(name for name in names if name not in both or not _same_bits(first[name], second[name]))
 
 
 def _same_bits(x: Tensor, y: Tensor) -> bool:
-    return x.shape == y.shape and x.dtype == y.dtype and x.numpy().tobytes() == y.numpy().tobytes()
+    bits = [z.contiguous().flatten().view(torch.uint8) for z in (x, y)]
+    return x.shape == y.shape and x.dtype == y.dtype and torch.equal(*bits)
 
 
 def _wrong_texts(golden: Mapping[str, Tensor], mine: Tensor) -> Iterator[WrongText]:
@@ -151,57 +151,6 @@ def _not_given(golden: Mapping[str, Tensor], given: Mapping[str, Tensor], wrong:
     """The golden's stages right before the wrong one that the port did not give."""
     before = list(golden)[: list(golden).index(wrong)]
     return tuple(reversed(list(takewhile(lambda name: name not in given, reversed(before)))))
-
-
-def _hints(golden: Mapping[str, Tensor], given: Mapping[str, Tensor], wrong: str) -> Iterator[str]:
-    """What can be said about a wrong stage without knowing how it is computed."""
-    expected, mine = golden[wrong].double(), given[wrong].double()
-    yield from _hints_of_place(golden, mine, wrong)
-    yield from _hints_of_shape(expected, mine)
-    both = fit(wrong, expected, mine)
-    if both is None:
-        if expected.numel() == mine.numel() and measure(expected.flatten(), mine.flatten(), CLOSE).passed:
-            yield "its numbers are right, only its shape is not"
-    elif not both[1].any():
-        yield "it is all zeros"
-    else:
-        factor = float((both[0] * both[1]).sum() / both[0].square().sum())
-        if abs(factor - 1) > 1e-3 and measure(both[0] * factor, both[1], CLOSE).passed:
-            yield f"it is the golden's times {factor:.6g}"
-        if not wrong.startswith(WEIGHT) and measure(*both, PRECISIONS[torch.bfloat16]).passed:
-            yield from _hints_of_precision(given[wrong])
-    pixels = "image.pixels"
-    if pixels in given and wrong.startswith(("visual", "image_embedding", "logits")) and pixels in golden:
-        both = fit(pixels, golden[pixels], given[pixels])
-        if both is not None and not torch.equal(*(x.double() for x in both)):
-            yield "the port's pixels are not quite the golden's: run its towers on the golden's image.pixels first"
-
-
-def _hints_of_place(golden: Mapping[str, Tensor], mine: Tensor, wrong: str) -> Iterator[str]:
-    for name, stage in golden.items():
-        both = fit(wrong, stage, mine) if name != wrong else None
-        if both is not None and both[0].any() and measure(*both, CLOSE).passed:
-            yield f"it is the golden's {name}"
-
-
-def _hints_of_shape(expected: Tensor, mine: Tensor) -> Iterator[str]:
-    if mine.ndim == expected.ndim <= 4:
-        for order in list(permutations(range(mine.ndim)))[1:]:
-            turned = mine.permute(order)
-            if turned.shape == expected.shape and measure(expected, turned, CLOSE).passed:
-                yield f"its dimensions are in another order: it is right after permute{order}"
-
-
-def _hints_of_precision(mine: Tensor) -> Iterator[str]:
-    """mine: a stage that is as near to the golden as half precision comes."""
-    if mine.dtype != torch.float32:
-        return
-    for half in (torch.float16, torch.bfloat16):
-        if torch.equal(mine.to(half).float(), mine):
-            name = str(half).removeprefix("torch.")
-            yield f"all its numbers are {name}'s: the port rounds to it. If it shall, say so with --dtype {name}"
-            return
-    yield "it is as near as half precision comes: are sums accumulated, or weights kept, in half precision?"
 
 
 def load_golden_model(name: str, metadata: Mapping[str, str]) -> CLIP:
