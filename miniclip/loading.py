@@ -18,7 +18,7 @@ from miniclip import weights
 from miniclip.config import CLIPConfig, ConfigError, NamedModel
 from miniclip.family import Family
 from miniclip.fast import int8
-from miniclip.fast.rates import fastest_dtype
+from miniclip.fast.rates import fastest_model
 from miniclip.kernels.dispatch import check_backend
 from miniclip.models import CLIP, convert_weights, set_backend
 from miniclip.preprocess import Preprocess
@@ -76,9 +76,10 @@ def load(
     jit            there only for its position; True is an error
     download_root  where downloaded files are cached; None: ~/.cache/clip, as openai/CLIP
     dtype          type of weights and embeddings, or its name, see `convert_weights`; None: as openai/CLIP float16 on
-                   CUDA, else float32; "auto": the fastest of float32, float16 and bfloat16, as measured now, which it
-                   prints; "int8": float32, but for the largest matrix products on a CPU, see `miniclip.fast.int8`. Half
-                   precision is float32 arithmetic on CPUs that have no other, see `miniclip.fast.half`
+                   CUDA, else float32; "auto": float16 on CUDA, elsewhere the fastest, as measured now, whose
+                   embeddings keep a cosine of 0.999 with float32's, which it prints; "int8": float32, but for the
+                   largest matrix products on a CPU, see `miniclip.fast.int8`. Half precision is computed in float32 on
+                   CPUs that have no arithmetic for it, see `miniclip.fast.half`
     backend        "torch"; "triton", on CUDA in half precision; None: Triton where it was measured to be faster. See
                    `miniclip.models.set_backend`, which switches a loaded model
     activation     "quick_gelu" or "gelu", for a bare file that can't state it; None: quick_gelu, as OpenAI's
@@ -98,24 +99,25 @@ def load(
     device = torch.device(device)
     if dtype is None:
         dtype = torch.float16 if device.type == "cuda" else torch.float32
-    elif dtype == "auto":
-        dtype = fastest_dtype(device)
+    elif dtype == "auto" and device.type == "cuda":
+        dtype = torch.float16
     elif dtype in ("float32", "float16", "bfloat16"):
         dtype = getattr(torch, dtype)
-    in_int8 = dtype == "int8"
-    if in_int8:
-        dtype = torch.float32
-    if not isinstance(dtype, torch.dtype):
+    if not isinstance(dtype, torch.dtype) and dtype not in ("auto", "int8"):
         raise ValueError(
             f'dtype is {dtype!r}; expected a torch.dtype, "float32", "float16", "bfloat16", "auto", "int8" or None'
         )
-    check_backend(backend, device, dtype)  # before anything is downloaded
+    check_backend(backend, device, dtype if isinstance(dtype, torch.dtype) else torch.float32)  # before downloading
 
     config, tensors = open_checkpoint(name, download_root, activation, image_size, context_length)
+
+    def build(dtype: torch.dtype | str) -> CLIP:
+        if dtype == "int8":
+            return int8.quantize(build_model(tensors, config, device=device))
+        return build_model(tensors, config, dtype=dtype, device=device)
+
     with _naming(name):
-        model = build_model(tensors, config, dtype=dtype, device=device)
-    if in_int8:
-        int8.quantize(model)
+        model = fastest_model(build) if dtype == "auto" else build(dtype)
     return set_backend(model, backend), Preprocess(config.preprocess)
 
 

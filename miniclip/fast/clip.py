@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from miniclip.errors import UsageError
 from miniclip.fast import gpu, half, int8, resnet, vit
 from miniclip.fast import text as text_tower
 from miniclip.fast.blocks import Arithmetic
@@ -20,51 +21,70 @@ from miniclip.models.resnet import ModifiedResNet
 from miniclip.models.transformer import Attention
 from miniclip.models.vit import VisionTransformer
 
+FREED = "the model's weights were freed by prepare(free=True), so that it can only embed"
+
 
 class Form(NamedTuple):
-    """The fast form of a tower on a CPU."""
+    """The fast form of a tower."""
 
     prepare: Callable[..., Any]  # the module, derive, arithmetic -> what `run` needs of it
-    run: Callable[[Any, Tensor], Tensor]  # that, a batch -> embeddings
+    run: Callable[[Any, Tensor], Tensor]  # that, a batch on a CPU -> embeddings
+    on_gpu: bool = False  # whether gpu.py has the tower, too
 
 
 class FastCLIP(CLIP):
     """A CLIP whose towers run in their fast forms where these apply; with `model.fast = False` in their plain forms.
 
-    On a CPU, what the fast forms derive from weights is kept between calls, see prepared.py; it takes about as much
-    memory as the weights. Training mode, moving or casting the model, and `forget` drop it. A family with other towers
-    is a subclass that adds their forms to `image_forms` and `text_forms`; a tower without one runs in its plain form.
+    On a CPU, what the fast forms derive from weights is kept between calls, see prepared.py. It takes about as much
+    memory as the weights, and is made at the first call, which takes two to five times as long as the next, or by
+    `prepare`. Training mode, moving or casting the model, and `forget` drop it.
+
+    A family with other towers is a subclass that adds their forms to `image_forms` and `text_forms`; a tower without
+    one runs in its plain form.
     """
 
     fast = True
     int8 = False  # see `miniclip.fast.int8.quantize`
+    freed = False  # see `prepare`
     graphs = False  # on a GPU, whether small batches run as CUDA graphs: graphs.py
     image_forms: ClassVar[dict[type[nn.Module], Form]] = {
-        VisionTransformer: Form(vit.prepare, vit.image_embedding),
+        VisionTransformer: Form(vit.prepare, vit.image_embedding, on_gpu=True),
         ModifiedResNet: Form(resnet.prepare, resnet.image_embedding),
     }
-    text_forms: ClassVar[dict[bool, Form]] = {True: Form(text_tower.prepare, text_tower.text_embedding)}  # by causality
+    text_forms: ClassVar[dict[bool, Form]] = {  # by whether the tower is causal
+        True: Form(text_tower.prepare, text_tower.text_embedding, on_gpu=True)
+    }
 
     def image_embedding(self, image: Tensor) -> Tensor:
-        form, tower = self.image_forms.get(type(self.visual)), self.visual
-        tensors = tensors_of(tower) if self.fast and form and applies(image) else None
-        if tensors is None or (image.is_cuda and not isinstance(tower, VisionTransformer)):
-            return super().image_embedding(image)
-        if image.is_cuda:
-            return self._on_gpu("image", partial(gpu.image_embedding, tower), image, tensors)
-        return form.run(self._prepared("image", tower, form, tensors), image)
+        return self._embed("image", image, super().image_embedding)
 
     def text_embedding(self, text: Tensor) -> Tensor:
+        return self._embed("text", text, super().text_embedding)
+
+    def _embed(self, name: str, inputs: Tensor, plain: Callable[[Tensor], Tensor]) -> Tensor:
+        form, parts = self._form(name)
+        may_run = self.fast and form is not None and applies(inputs)
+        if self.freed:
+            if not may_run or inputs.is_cuda:
+                raise UsageError(f"{FREED}: embed under torch.inference_mode(), on the CPU, without autocast")
+            return form.run(self._kept[name].result, inputs)
+        tensors = tensors_of(*parts) if may_run else None
+        if tensors is None or (inputs.is_cuda and not form.on_gpu):
+            return plain(inputs)
+        if not inputs.is_cuda:
+            return form.run(self._derived(name, form, tensors), inputs)
+        if name == "image":
+            return self._on_gpu("image", partial(gpu.image_embedding, self.visual), inputs, tensors)
+        if self._takes_graph(inputs):
+            return self._on_gpu("text", partial(gpu.text_embedding, self, whole=True), gpu.cut(inputs), tensors)
+        return gpu.text_embedding(self, inputs, whole=torch.cuda.is_current_stream_capturing())
+
+    def _form(self, name: str) -> tuple[Form | None, tuple[nn.Module | nn.Parameter, ...]]:
+        """A tower's fast form, and what the tower consists of."""
+        if name == "image":
+            return self.image_forms.get(type(self.visual)), (self.visual,)
         parts = self.token_embedding, self.positional_embedding, self.transformer, self.ln_final, self.text_projection
-        form = self.text_forms.get(self.transformer.causal)
-        tensors = tensors_of(*parts) if self.fast and form and applies(text) else None
-        if tensors is None or (text.is_cuda and not self.transformer.causal):
-            return super().text_embedding(text)
-        if text.is_cuda and self._takes_graph(text):
-            return self._on_gpu("text", partial(gpu.text_embedding, self, whole=True), gpu.cut(text), tensors)
-        if text.is_cuda:
-            return gpu.text_embedding(self, text, whole=torch.cuda.is_current_stream_capturing())
-        return form.run(self._prepared("text", self, form, tensors), text)
+        return self.text_forms.get(self.transformer.causal), parts
 
     def _takes_graph(self, inputs: Tensor) -> bool:
         return self.graphs and len(inputs) <= MOST_INPUTS and not torch.cuda.is_current_stream_capturing()
@@ -76,13 +96,37 @@ class FastCLIP(CLIP):
         backends = {module.backend for module in self.modules() if isinstance(module, Attention)}
         return kept.run(form, inputs, tensors, *sorted(map(str, backends)))
 
-    def _prepared(self, name: str, tower: nn.Module, form: Form, tensors: list[Tensor]) -> Any:
+    def _derived(self, name: str, form: Form, tensors: list[Tensor]) -> Any:
         kept = self.__dict__.setdefault("_kept", {}).setdefault(name, Prepared())
         arithmetic = int8.arithmetic() if self.int8 else Arithmetic(half.arithmetic(self.dtype))
+        tower = self.visual if name == "image" else self
         return kept.get(tensors, partial(form.prepare, tower, arithmetic=arithmetic))
+
+    def prepare(self, free: bool = False) -> FastCLIP:
+        """On a CPU, derive everything from the weights now rather than at the first call. Returns the model.
+
+        free: drop the weights themselves, so that the model takes about as much memory as without `prepare`. From then
+        on it can only embed, on the CPU and without gradient. UsageError if a tower has no fast form or was changed.
+        """
+        for name in ("image", "text"):
+            form, parts = self._form(name)
+            tensors = tensors_of(*parts) if form and not self.freed and self.logit_scale.device.type == "cpu" else None
+            if tensors is not None:
+                self._derived(name, form, tensors)
+            elif free and not self.freed:
+                raise UsageError(f"the weights can't be freed: the {name} tower has no fast form here, or was changed")
+        if free and not self.freed:
+            self.freed = True
+            for name, parameter in self.named_parameters():
+                if name != "logit_scale":
+                    parameter.data = parameter.data.new_empty(0)
+            for kept in self._kept.values():
+                kept.release()
+        return self
 
     def forget(self) -> None:
         """Drop what was derived from the weights: the next call derives it again."""
+        self._refuse_if_freed()
         self.__dict__.pop("_kept", None)
 
     def train(self, mode: bool = True) -> FastCLIP:
@@ -94,5 +138,18 @@ class FastCLIP(CLIP):
         self.forget()
         return super()._apply(*args, **kwargs)
 
+    def state_dict(self, *args, **kwargs) -> dict[str, Any]:
+        self._refuse_if_freed()
+        return super().state_dict(*args, **kwargs)
+
+    def load_state_dict(self, *args, **kwargs) -> Any:
+        self._refuse_if_freed()
+        return super().load_state_dict(*args, **kwargs)
+
     def __getstate__(self) -> dict[str, Any]:  # what copy.deepcopy and pickle take
+        self._refuse_if_freed()
         return {name: value for name, value in self.__dict__.items() if name != "_kept"}
+
+    def _refuse_if_freed(self) -> None:
+        if self.freed:
+            raise UsageError(f"{FREED}: load the model again")

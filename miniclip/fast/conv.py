@@ -65,7 +65,7 @@ class OneDNNConv(Conv):
 
 def conv(weight: Tensor, bias: Tensor | None, dtype: torch.dtype, geometry: Geometry, height: int, width: int) -> Conv:
     """The fastest form of a convolution of maps of this dtype and about this size."""
-    weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
+    weight, bias = weight.detach().to(dtype), None if bias is None else bias.detach().to(dtype)
     return (OneDNNConv if dtype in half.ONEDNN_DTYPES else Conv)(weight, bias, geometry, height, width)
 
 

@@ -120,5 +120,6 @@ def projection(matrix: Tensor, dtype: torch.dtype) -> Linear:
 
 
 def _scaled(tensor: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
-    """scale * tensor, rounded once."""
+    """scale * tensor, rounded once; no Parameter."""
+    tensor = tensor.detach()
     return tensor.to(dtype) if scale == 1 else (tensor.to(torch.promote_types(dtype, torch.float32)) * scale).to(dtype)

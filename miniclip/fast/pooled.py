@@ -17,8 +17,8 @@ class SingleQueryAttention:
 
     def __init__(self, q: Linear, w_k: Tensor, w_v: Tensor, b_v: Tensor | None, heads: int, dtype: torch.dtype):
         self.query, self.heads = q, heads
-        self.w_k, self.w_v = (w.to(dtype).unflatten(0, (heads, -1)) for w in (w_k, w_v))  # [H, D / H, D]
-        self.b_v = None if b_v is None else b_v.to(dtype)
+        self.w_k, self.w_v = (w.detach().to(dtype).unflatten(0, (heads, -1)) for w in (w_k, w_v))  # [H, D / H, D]
+        self.b_v = None if b_v is None else b_v.detach().to(dtype)
 
     def __call__(self, query: Tensor, x: Tensor, padding: Tensor | None = None) -> Tensor:
         """query [N, D], x [N, L, D] -> [N, D]. padding: bool [N, L], tokens to leave out."""

@@ -9,7 +9,7 @@ misses them all, because it touches only few values, is noticed after `model.for
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ class Prepared:
     """What was derived from the weights of one tower."""
 
     def __init__(self) -> None:
-        self._state: _State | None = None
+        self._state: _State | _Result | None = None
 
     def get(self, tensors: Sequence[Tensor], build: Callable[[Callable], T]) -> T:
         """build(derive), as it was made before if no tensor changed since.
@@ -37,6 +37,19 @@ class Prepared:
             with torch.inference_mode(False), torch.no_grad():
                 state = self._state = _State(tensors, build, state.derived if state else {})
         return state.result
+
+    @property
+    def result(self) -> Any:
+        """What `get` returned last."""
+        return self._state.result
+
+    def release(self) -> None:
+        """Keep the result alone: neither the tensors nor what notices their changes."""
+        self._state = _Result(self._state.result)
+
+
+class _Result(NamedTuple):
+    result: Any
 
 
 class _State:

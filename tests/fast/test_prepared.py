@@ -9,6 +9,7 @@ import torch
 from fast_cases import difference, ids, pixels, seeded_model
 
 from miniclip import load
+from miniclip.errors import MiniclipError
 from miniclip.fast import half, int8, prepared
 from miniclip.fast.prepared import Prepared
 from miniclip.models import CLIP, convert_weights
@@ -253,3 +254,48 @@ def test_channels_last_weights_are_watched():
     model.visual.conv2.weight.data.mul_(torch.linspace(0, 2, len(model.visual.conv2.weight))[:, None, None, None])
     assert not torch.equal(model.encode_image(pixels(model)), before)
     assert difference(model, lambda model: model.encode_image(pixels(model))) <= 1e-6
+
+
+@pytest.mark.parametrize("case", ["vit", "resnet"])
+@pytest.mark.parametrize("kind", KINDS)
+@torch.inference_mode()
+def test_prepare_makes_everything_and_may_free_the_weights(model, kind, monkeypatch):
+    expected = embed(model)
+    model.forget()
+    assert model.prepare() is model
+    with monkeypatch.context() as patched:
+        patched.setattr(prepared, "_State", None)  # nothing is made any more
+        assert torch.equal(embed(model), expected)
+    assert model.prepare(free=True).prepare(free=True).freed
+    assert torch.equal(embed(model), expected)
+    assert [name for name, parameter in model.named_parameters() if parameter.numel()] == ["logit_scale"]
+
+
+@pytest.mark.parametrize("case", ["vit"])
+@pytest.mark.parametrize("kind", ["float32"])
+def test_what_a_model_without_weights_refuses(model):
+    text, weights = ids(model, [3]), model.state_dict()
+    model.prepare(free=True)
+    for refused in (
+        lambda: model.encode_text(text),  # with gradients
+        lambda: model.load_state_dict(weights),
+        lambda: copy.deepcopy(model),
+        lambda: model.to(torch.float64),
+        model.state_dict,
+        model.train,
+        model.forget,
+    ):
+        with pytest.raises(MiniclipError, match="weights were freed"):
+            refused()
+    model.fast = False
+    with torch.no_grad(), pytest.raises(MiniclipError, match="weights were freed"):
+        model.encode_text(text)
+
+
+@pytest.mark.parametrize("case", ["vit"])
+@pytest.mark.parametrize("kind", ["float32"])
+def test_a_changed_tower_keeps_its_weights(model):
+    model.visual.register_forward_hook(lambda *_: None)
+    with pytest.raises(MiniclipError, match="image tower has no fast form here, or was changed"):
+        model.prepare(free=True)
+    assert not model.freed and model.visual.proj.numel()
