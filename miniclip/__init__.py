@@ -105,4 +105,4 @@ class _Checkout:
 
 
 if (_Checkout.folder / "setup.py").exists():
-    sys.meta_path.append(_Checkout)  # type: ignore[arg-type]
+    sys.meta_path.insert(0, _Checkout)  # type: ignore[arg-type]  # before the finder of another checkout, installed with -e

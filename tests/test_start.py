@@ -1,5 +1,6 @@
 """`import miniclip` is quick because of what it leaves for later."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -29,3 +30,17 @@ def test_what_is_imported_later():
 
 def test_what_is_imported_later_is_listed():
     assert set(miniclip.__all__) <= set(dir(miniclip))
+
+
+def test_a_checkout_uses_its_own_folders():
+    """Also where another checkout is installed with `pip install -e`, whose finder knows miniclip.kernels too."""
+    code = """
+import sys
+class Installed:
+    def find_spec(name, path=None, target=None):
+        assert name not in ("miniclip.kernels", "miniclip.weights"), name
+sys.meta_path.insert(0, Installed)
+import miniclip.kernels, miniclip.weights
+"""
+    root = Path(__file__).parents[1]
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": str(root)})
