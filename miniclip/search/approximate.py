@@ -20,7 +20,8 @@ from miniclip.errors import require
 from miniclip.io import write_atomically
 from miniclip.search.index import Hit, Index, SearchError, Shard, approximate_file, shard_files
 
-PER_CELL = 64  # embeddings that k-means is trained on, per cell; FAISS warns below 39
+PER_CELL = 64  # embeddings that k-means is trained on, per cell
+FEWEST = 39  # per cell; FAISS warns of fewer
 SHARE_OF_CELLS = 1 / 16  # that a query is compared with
 BLOCK = 1 << 14  # embeddings that are converted to float32 at a time, for FAISS
 
@@ -37,7 +38,7 @@ def build(index: Index) -> Path:
     file = approximate_file(index.directory, index.shards)
     if file.exists():
         return file
-    cells = max(1, round(math.sqrt(len(index))))
+    cells = max(1, min(round(math.sqrt(len(index))), len(index) // FEWEST))
     width = index.settings.embedding
     coarse = faiss.IndexFlatIP(width)
     inverted = faiss.IndexIVFScalarQuantizer(
@@ -54,7 +55,7 @@ def build(index: Index) -> Path:
 
 def search(index: Index, queries: Tensor, top: int = 10) -> list[list[Hit]]:
     """As `Index.search`, but better pictures may be missed."""
-    return index.answer(lambda shards: _search(index, shards, queries, top))
+    return index.answer(queries, lambda shards: _search(index, shards, queries, top))
 
 
 def _search(index: Index, shards: Sequence[Shard], queries: Tensor, top: int) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ from string import Template
 import numpy as np
 from PIL import Image
 
+from miniclip.embed import as_list
 from miniclip.images import ImageError, open_image
 from miniclip.io import printable, write_text
 from miniclip.search.index import Hit
@@ -33,11 +34,14 @@ ABOUT_SEVERAL = (
 )
 
 
-def write_gallery(file: str | Path, hits: Sequence[Hit], wanted: Sequence[Part], unwanted: Sequence[Part] = ()) -> None:
+def write_gallery(
+    file: str | Path, hits: Sequence[Hit], wanted: Part | Sequence[Part], unwanted: Part | Sequence[Part] = ()
+) -> None:
     """Write the page. hits: the pictures; wanted, unwanted: the query, as `embed_query` takes it.
 
     WriteError if the file can't be written.
     """
+    wanted, unwanted = as_list(wanted), as_list(unwanted)
     script = Path(__file__).with_name("gallery.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     words = [printable(str(part)) if isinstance(part, str) else "a picture" for part in wanted]

@@ -156,13 +156,16 @@ class Index:
         """
         from miniclip.search.exact import top_k
 
-        return self.answer(lambda shards: top_k(blocks_of(shards), queries, top))
+        return self.answer(queries, lambda shards: top_k(blocks_of(shards), queries, top))
 
-    def answer(self, find: Callable[[list[Shard]], tuple[Tensor, Tensor]]) -> list[list[Hit]]:
+    def answer(self, queries: Tensor, find: Callable[[list[Shard]], tuple[Tensor, Tensor]]) -> list[list[Hit]]:
         """The pictures that `find` gives: scores [Q, K] and row numbers [Q, K], below 0 for none.
 
-        It is called again with the current shards, where an update deleted some before all were read.
+        It is called again with the current shards if an update deleted some before all were read.
         """
+        if queries.ndim != 2 or queries.shape[1] != self.settings.embedding:
+            width = self.settings.embedding
+            raise SearchError(f"queries are {list(queries.shape)}; expected [Q, {width}], as embed_query gives them")
         shards = self.shards
         for _ in range(ATTEMPTS):
             try:

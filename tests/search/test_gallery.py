@@ -99,8 +99,10 @@ def test_pictures_that_are_gone_and_queries_that_are_pictures(photos, hits, tmp_
 
 
 def test_a_page_without_pictures(tmp_path):
-    write_gallery(tmp_path / "page.html", [], ["nothing"])
-    assert "0 pictures" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    for query in (["nothing"], "nothing"):
+        write_gallery(tmp_path / "page.html", [], query)
+        page = (tmp_path / "page.html").read_text(encoding="utf-8")
+        assert "0 pictures" in page and "<title>nothing" in page
 
 
 def test_photos_are_turned_upright(tmp_path):

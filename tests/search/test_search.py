@@ -257,6 +257,9 @@ def test_queries_in_python(drawings):
     (hits,) = Index(drawings).search(query, 1)
     assert Path(hits[0].path).stem == "dog" and hits[0].score > 0.999
     assert torch.equal(embed_query(model, preprocess, "a dog"), embed_query(model, preprocess, ["a dog"]))
+    for wrong in (query[0], query[:, :-1]):
+        with pytest.raises(SearchError, match=r"queries are \[.*\]; expected \[Q, 256\]"):
+            Index(drawings).search(wrong)
     with pytest.raises(SearchError, match="there is no query"):
         embed_query(model, preprocess, [])
 
