@@ -35,7 +35,7 @@ from miniclip.training.whiten import whiten_patches
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Options that a run may change when it continues, without a word about it.
 MAY_CHANGE = {"steps", "epochs", "workers", "threads", "device", "strict", "restart", "output", "download", "data"}
-MAY_CHANGE |= {"log_every", "val_every", "save_every", "image_root"}
+MAY_CHANGE |= {"log_every", "val_every", "save_every", "image_root", "create_synthetic", "synthetic_pictures"}
 
 
 class Trainer:
@@ -60,24 +60,23 @@ class Trainer:
     def run(self) -> None:
         """Do all steps that are left, with logs, validations and checkpoints in between."""
         options, pairs = self.options, self.options.batch_size
-        bar = tqdm(total=self.total * pairs, initial=self.done * pairs, unit=" pairs", disable=not is_main())
         logged, since = self.done, time.perf_counter()
-        for batch in self.data.train.batches(self.done, self.total):
-            line = self.step(batch)
-            self.done += 1
-            bar.update(pairs)
-            last = self.done == self.total
-            if self.done % options.log_every == 0 or last:
-                elapsed = time.perf_counter() - since
-                line["pairs_per_second"] = round((self.done - logged) * pairs / elapsed, 1)
-                self.report.log(line)
-                bar.set_postfix_str(f"loss {line['loss']:.3f}")
-                logged, since = self.done, time.perf_counter()
-            if self.data.val is not None and (self.done % options.val_every == 0 or last):
-                self.validate()
-            if self.done % options.save_every == 0 or last:
-                self.save()
-        bar.close()
+        with tqdm(total=self.total * pairs, initial=self.done * pairs, unit=" pairs", disable=not is_main()) as bar:
+            for batch in self.data.train.batches(self.done, self.total):
+                line = self.step(batch)
+                self.done += 1
+                bar.update(pairs)
+                last = self.done == self.total
+                if self.done % options.log_every == 0 or last:
+                    elapsed = time.perf_counter() - since
+                    line["pairs_per_second"] = round((self.done - logged) * pairs / elapsed, 1)
+                    self.report.log(line)
+                    bar.set_postfix_str(f"loss {line['loss']:.3f}")
+                    logged, since = self.done, time.perf_counter()
+                if self.data.val is not None and (self.done % options.val_every == 0 or last):
+                    self.validate()
+                if self.done % options.save_every == 0 or last:
+                    self.save()
         self.report.finish()
 
     def whiten_patches(self) -> None:

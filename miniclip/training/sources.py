@@ -108,7 +108,7 @@ def _workers(options: TrainOptions, size: int, report: Reporter) -> int:
     if needed <= free or not options.workers:
         return options.workers
     report.say(
-        f"{options.workers} workers need {needed / 2**20:.0f} MiB of shared memory, and {free / 2**20:.0f} are free: "
+        f"{options.workers} workers need {needed / 2**20:.1f} MiB of shared memory, and {free / 2**20:.1f} are free: "
         "pictures are loaded without workers (a container gets more by --shm-size or --ipc=host)"
     )
     return 0

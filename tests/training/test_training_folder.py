@@ -348,7 +348,7 @@ def test_little_shared_memory_does_not_stop_a_run(options, monkeypatch, capsys):
         monkeypatch.setattr(module, "shared_memory", lambda: 1000)
     assert Pictures(examples, 8, workers=1)._pixels is None
     train(replace(options, steps=2, val="", workers=2))
-    assert "shared memory, and 0 are free" in capsys.readouterr().err
+    assert "shared memory, and 0.0 are free" in capsys.readouterr().err
 
 
 def test_the_number_of_drawn_shapes_can_be_chosen(tmp_path, options):
