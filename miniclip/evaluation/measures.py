@@ -102,7 +102,7 @@ def confusion_matrix(targets: Tensor, predicted: Tensor, classes: int) -> Tensor
 
 
 def class_recall(targets: Tensor, right: Tensor, classes: int) -> Tensor:
-    """For each class the share of its pictures that were named correctly, float64 [C]; NaN for a class without pictures.
+    """For each class the share of its pictures that were named correctly, float64 [C]; NaN for a class without any.
 
     right: bool [N]. In the mean over the classes (`nanmean`) each class counts alike, however many pictures it has.
     """
