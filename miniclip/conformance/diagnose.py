@@ -135,8 +135,12 @@ def _planted(
     """Every mistake that could show at the wrong stage, in a forward pass in which nothing else is wrong."""
     order = list(stages_of(model.config).values())
     order = order[: [stage.name for stage in order].index(wrong) + 1]
-    for tower in (None, "visual", "text") if tower_of(wrong) == "both" else (tower_of(wrong),):
-        for mistake in MISTAKES:
+    towers = (None, "visual", "text") if tower_of(wrong) == "both" else (tower_of(wrong),)
+    for mistake in MISTAKES:
+        affected = {tower_of(x.name) for x in order if x.rule in mistake.planted and x.name not in passed}
+        for tower in towers:
+            if tower is not None and affected == {tower} and None in towers:
+                continue  # the same as in both towers
             known, wrong_towers = {}, set()
             for stage in order:
                 name, of = stage.name, tower_of(stage.name)
