@@ -12,9 +12,11 @@ import torch
 from PIL import Image
 
 import miniclip
-from miniclip import classify, load, search_pictures, similarity
+from miniclip import TrainOptions, classify, load, search_pictures, similarity, train
 from miniclip.answers import find_pictures
+from miniclip.config import CLIPConfig, PreprocessConfig, TextConfig, ViTConfig, openai_transformer, to_json
 from miniclip.errors import UsageError
+from miniclip.io import write_json
 from miniclip.preprocess import ImageError
 
 IMAGES = Path(__file__).parents[1] / "examples" / "images"
@@ -139,6 +141,19 @@ def test_search_pictures(tiny):
     assert [match.score for match in found] == sorted(cosines.tolist(), reverse=True)[:3]
     assert found[0].picture.name.endswith("guitar.png") and repr(found[0]).endswith("guitar.png")
     assert len(search_pictures(tiny, ["a guitar", "a dog"], [DOG])) == 1
+
+
+def test_train_classify_and_search_in_a_few_lines(tmp_path, monkeypatch):
+    """With the names of the face alone; the config is there to make it quick."""
+    layers = openai_transformer(64, 1)
+    config = CLIPConfig(32, ViTConfig(32, 16, layers), TextConfig(77, 49408, layers), PreprocessConfig(32))
+    write_json(tmp_path / "small.json", to_json(config))
+    monkeypatch.chdir(tmp_path)
+    model = train(TrainOptions(create_synthetic=True, synthetic_pictures=2, steps=1, model_size="small.json"))
+    (labels,) = classify("shapes/train/red_square_000.png", ["a red square", "a blue circle"], model=model)
+    assert {label.label for label in labels} == {"a red square", "a blue circle"}
+    found = search_pictures(model, "a red shape", "shapes", top=3)
+    assert len(found) == 3 and all(match.picture.name.startswith("shapes/") for match in found)
 
 
 @pytest.mark.parametrize(
