@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from miniclip import ops, similarity
+from miniclip import cosines, ops
 from miniclip.config import CLIPConfig, PreprocessConfig, TextConfig, TransformerConfig, ViTConfig
 from miniclip.fast import ops as fused
 from miniclip.models import CLIP, set_backend
@@ -59,17 +59,17 @@ def test_add_layer_norm_and_bias_quick_gelu_by_hand():
 def test_similarity_by_hand():
     x, c, scale = random(3, 6), random(5, 6, seed=1), torch.tensor(7.0, dtype=torch.float64)
     logits = torch.tensor([[7 * F.cosine_similarity(a, b, dim=0) for b in c] for a in x], dtype=torch.float64)
-    torch.testing.assert_close(similarity.similarity_softmax(x, c, scale), logits.softmax(1))
-    probability, index, lse = similarity.similarity_topk(x, c, scale, 2)
+    torch.testing.assert_close(cosines.similarity_softmax(x, c, scale), logits.softmax(1))
+    probability, index, lse = cosines.similarity_topk(x, c, scale, 2)
     torch.testing.assert_close((probability, index), tuple(logits.softmax(1).topk(2)))
     torch.testing.assert_close(lse, logits.logsumexp(1))
-    same = similarity.similarity_topk(x, c[:1].expand(50, 6), scale, 4)
+    same = cosines.similarity_topk(x, c[:1].expand(50, 6), scale, 4)
     assert same[1].tolist() == [[0, 1, 2, 3]] * 3  # ties
-    zero = similarity.similarity_softmax(x * 0, c, scale)
+    zero = cosines.similarity_softmax(x * 0, c, scale)
     assert torch.allclose(zero, torch.full_like(zero, 0.2))
-    assert similarity.similarity_softmax(x.half(), c.half(), scale.float()).dtype == torch.float32
+    assert cosines.similarity_softmax(x.half(), c.half(), scale.float()).dtype == torch.float32
     with pytest.raises(ValueError, match="k is 6; expected 1 to 5"):
-        similarity.similarity_topk(x, c, scale, 6)
+        cosines.similarity_topk(x, c, scale, 6)
 
 
 def test_gradcheck():
@@ -81,7 +81,7 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(fused.add_layer_norm, rows)
     assert torch.autograd.gradcheck(fused.bias_quick_gelu, (rows[0], rows[2]))
     scale = torch.tensor(3.0, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(similarity.similarity_softmax, (*rows[:2], scale))
+    assert torch.autograd.gradcheck(cosines.similarity_softmax, (*rows[:2], scale))
     assert torch.autograd.gradcheck(contrastive_loss, (*rows[:2], scale))
 
 

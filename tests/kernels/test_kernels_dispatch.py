@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 pytest.importorskip("triton", reason="Triton is not installed; it is there for Linux only")
 from pretend_gpu import HALF, Launches, on_gpu, pretend_gpu, texts_of
 
-from miniclip import ops, similarity
+from miniclip import cosines, ops
 from miniclip.fast import gpu
 from miniclip.fast import ops as fused
 from miniclip.kernels import attention as attention_module
@@ -106,10 +106,10 @@ def test_quick_gelu_is_one_pass_below_the_kernels_threshold(monkeypatch):
 def test_best_classes_past_2_to_the_26_logits(monkeypatch):
     with pretend_gpu(monkeypatch):
         scale = torch.ones((), device="cuda")
-        monkeypatch.setattr(similarity, "_topk", lambda logits, k: (logits[:, :k], logits[:, :k], logits[:, 0]))
+        monkeypatch.setattr(cosines, "_topk", lambda logits, k: (logits[:, :k], logits[:, :k], logits[:, 0]))
         for n, m, kernel in (1, 2**26, False), (1, 2**26 + 1, True), (50_000, 21_841, True):
             x, c = torch.empty(n, 64, **HALF), torch.empty(m, 64, **HALF)
-            found = kernels_in(lambda: similarity.similarity_topk(x, c, scale, 5))  # noqa: B023
+            found = kernels_in(lambda: cosines.similarity_topk(x, c, scale, 5))  # noqa: B023
             assert found == ({"similarity_topk"} if kernel else set())
 
 
@@ -234,8 +234,8 @@ def test_every_operation_reaches_its_kernel_when_asked(monkeypatch):
             "attention_varlen": lambda: fused.attention_varlen(qkv.flatten(0, 1), starts, 5, **triton),
             "add_layer_norm": lambda: fused.add_layer_norm(x, x, parameter, parameter, **triton),
             "bias_quick_gelu": lambda: fused.bias_quick_gelu(x, parameter.half(), **triton),
-            "similarity_softmax": lambda: similarity.similarity_softmax(x, x, scale, **triton),
-            "similarity_topk": lambda: similarity.similarity_topk(x, x, scale, 3, **triton),
+            "similarity_softmax": lambda: cosines.similarity_softmax(x, x, scale, **triton),
+            "similarity_topk": lambda: cosines.similarity_topk(x, x, scale, 3, **triton),
             "contrastive_loss": lambda: contrastive_loss(x, x, scale, **triton),
         }
         for name, call in calls.items():
