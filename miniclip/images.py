@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+from contextlib import suppress
 from functools import cache
 from typing import BinaryIO
 
@@ -78,18 +79,20 @@ def _open(file: BinaryIO, name: str, upright: bool) -> Image.Image:
 
 def formats() -> list[str]:
     """Those of FORMATS that this Pillow can decode. HEIF (an iPhone's .heic) needs the package pillow-heif."""
-    Image.init()
-    _register_heif()
+    _register()
     return [format for format in FORMATS if format in Image.OPEN]
 
 
 @cache
-def _register_heif() -> None:
-    try:
+def _register() -> None:
+    """Import the plugins of these formats; all that Pillow has would take longer."""
+    from PIL import AvifImagePlugin, Jpeg2KImagePlugin, TiffImagePlugin, WebPImagePlugin  # noqa: F401
+
+    Image.preinit()  # the others
+    with suppress(ImportError):
         import pillow_heif
-    except ImportError:
-        return
-    pillow_heif.register_heif_opener()
+
+        pillow_heif.register_heif_opener()
 
 
 def _check_cost(image: Image.Image, file: BinaryIO, name: str) -> None:

@@ -49,7 +49,7 @@ _BYTE_IDS = {byte: i for i, byte in enumerate(_BYTES)}
 
 _CACHED_PIECES = 1 << 15
 _CACHED_LENGTH = 32  # characters; longer pieces are not cached, so that hostile texts can't fill the memory
-MAX_NESTED = 32  # levels of HTML entities, as in "&amp;amp;lt;", which has three
+MAX_NESTED = 16  # levels of HTML entities, as in "&amp;amp;lt;", which has three
 
 
 def clean(text: str) -> str:

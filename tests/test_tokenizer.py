@@ -167,7 +167,7 @@ def test_nested_entities_are_refused_quickly(kind, monkeypatch):
     if kind == "semicolon":  # much of it, but not deep
         encode(NESTED[kind])
     else:
-        with pytest.raises(ValueError, match="nested more than 32 deep"):
+        with pytest.raises(ValueError, match="nested more than 16 deep"):
             encode(NESTED[kind])
     assert len(calls) <= 3 * tokenizer.MAX_NESTED
 
