@@ -83,7 +83,8 @@ def encoders(model: CLIP, peer: str, dtypes: list[torch.dtype], compiled: bool) 
         if encoder is None:
             continue
         made.append(encoder)
-        if compiled and peer != "onnxruntime" and dtype not in EMULATED:  # a compiled model would emulate it
+        # A compiled model would emulate half precision, and compute in float32 where it was quantized.
+        if compiled and peer != "onnxruntime" and dtype not in (*EMULATED, torch.int8):
             image, text = torch.compile(encoder.image), torch.compile(encoder.text, dynamic=True)
             made.append(Encoder(encoder.name, f"{encoder.setting} compiled", image, text))
     return made
