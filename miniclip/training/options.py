@@ -66,7 +66,7 @@ class TrainOptions:
     seed: int = _option(0, "the same seed gives the same run, on one machine with one number of threads")
     workers: int = _option(0, "processes that load pictures, for each rank")
     threads: int = _option(0, "CPU threads (default: PyTorch's choice)")
-    device: str = _option("", "cpu or cuda (default: CUDA where there is one)")
+    device: str = _option("", "cpu or cuda (default: CUDA if there is a GPU)")
     log_every: int = _option(10, "steps between lines in log.jsonl")
     val_every: int = _option(0, "steps between validations (default: an epoch)")
     save_every: int = _option(0, "steps between checkpoints (default: an epoch)")

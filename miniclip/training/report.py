@@ -22,15 +22,15 @@ class Reporter:
     """Prints on stderr, above the progress bar, and writes LOG and PROBLEMS in the run's folder. Only the main one of
     several processes prints and logs. strict: DataError at the first problem."""
 
-    def __init__(self, output: Path, speaks: bool, chance: float, strict: bool = False):
-        self.output, self.speaks, self.chance, self.strict = output, speaks, chance, strict
+    def __init__(self, output: Path, prints: bool, chance: float, strict: bool = False):
+        self.output, self.prints, self.chance, self.strict = output, prints, chance, strict
         self.losses: deque[float] = deque(maxlen=STUCK_AFTER)
         self.problem_list = output / PROBLEMS
         self.listed: set[str] = set()
         self.said: set[str] = set()
 
     def say(self, message: str) -> None:
-        if self.speaks:
+        if self.prints:
             tqdm.write(f"miniclip train: {printable(message)}", file=sys.stderr)
 
     def say_once(self, topic: str, message: str) -> None:
@@ -40,7 +40,7 @@ class Reporter:
 
     def log(self, line: dict) -> None:
         """Append one JSON object to LOG."""
-        if self.speaks:
+        if self.prints:
             _append(self.output / LOG, [json.dumps(line)])
 
     def problems(self, lines: list[str], remedy: str) -> None:
@@ -52,7 +52,7 @@ class Reporter:
         if new:
             self.listed.update(new)
             _append(self.problem_list, new)
-            self.say_once(remedy, f"{new[0]}; {len(new)} such now, {remedy}, all listed in {self.problem_list}")
+            self.say_once(remedy, f"{new[0]}; {len(new)} such so far ({remedy}); see {self.problem_list}")
 
     def watch_texts(self, texts: list[str]) -> int:
         """Print a warning if a batch holds a text several times. Returns how many texts are repetitions."""

@@ -310,7 +310,7 @@ def test_problems_are_listed(tmp_path, capsys):
     listed = (tmp_path / "problems.txt").read_text().splitlines()
     assert listed == ["a.png: no such file", "b.png: broken", "c.png: broken", "d.png: broken"]
     said = capsys.readouterr().err
-    assert "a.png: no such file; 2 such now, left out" in said
+    assert "a.png: no such file; 2 such so far (left out" in said
     assert "4 pictures or shards could not be used" in said
     assert "c.png" not in said
 

@@ -190,8 +190,8 @@ def test_missing_and_broken_pictures_are_listed(options, shapes, tmp_path, capsy
     assert "missing.png: no such file\n" in listed
     assert "broken.png is not an image" in listed
     said = capsys.readouterr().err
-    assert "1 such now, of 73 pictures" not in said
-    assert "1 such now, of 74 pictures" in said
+    assert "1 such so far (of 73 pictures" not in said
+    assert "1 such so far (of 74 pictures" in said
     assert "replaced by other pictures" in said
 
 
