@@ -12,7 +12,8 @@ PROBE = ["scikit-learn"]
 ONNX = ["onnx", "onnxruntime", "onnxscript"]
 FAISS = ["faiss-cpu"]
 HEIF = ["pillow-heif"]
-FOR_TESTS = [*PLOT, *PICTOGRAMS, *WEBDATASET, *ONNX, *TRITON, *PROBE, *FAISS]
+HUB = ["huggingface_hub"]
+FOR_TESTS = [*PLOT, *PICTOGRAMS, *WEBDATASET, *ONNX, *TRITON, *PROBE, *FAISS, *HUB]
 
 setup(
     name="miniclip",
@@ -52,6 +53,7 @@ setup(
         "onnx": ONNX,
         "faiss": FAISS,
         "heif": HEIF,
+        "hub": HUB,
         "probe": PROBE,
         "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", "mypy", "setuptools>=77", *FOR_TESTS],
     },

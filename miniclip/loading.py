@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from miniclip import weights
 from miniclip.config import CLIPConfig, ConfigError, NamedModel
+from miniclip.errors import MiniclipError
 from miniclip.family import Family
 from miniclip.fast import int8
 from miniclip.fast.rates import fastest_model
@@ -25,6 +26,7 @@ from miniclip.preprocess import Preprocess
 from miniclip.weights.download import download
 from miniclip.weights.errors import CheckpointError
 from miniclip.weights.files import read_file
+from miniclip.weights.hub import fetch_folder, is_hub_name
 from miniclip.weights.infer import check_names
 from miniclip.weights.names import shapes_of
 from miniclip.weights.stated import Readers, config_of_file, open_directory
@@ -71,10 +73,11 @@ def load(
 
     name           one of `available_models()`; or the path of an OpenAI TorchScript archive, of a state dict (.pt,
                    .pth, .safetensors; also a MobileCLIP's, folded or not), of a Hugging Face or OpenCLIP directory, or
-                   of a training run's folder, whose best checkpoint is taken, or its last if none was validated
+                   of a training run's folder, whose best checkpoint is taken, or its last if none was validated; or
+                   hf-hub:organisation/name[@revision] of the Hugging Face Hub, also without hf-hub: if it is no path
     device         where the model goes; None: CUDA where there is one, else the CPU
     jit            there only for its position; True is an error
-    download_root  where downloaded files are cached; None: ~/.cache/clip, as openai/CLIP
+    download_root  where downloaded files are cached; None: ~/.cache/clip, as openai/CLIP, or the Hub's own cache
     dtype          type of weights and embeddings, or its name, see `convert_weights`; None: as openai/CLIP float16 on
                    CUDA, else float32; "auto": float16 on CUDA, elsewhere the fastest, as measured now, whose
                    embeddings keep a cosine of 0.999 with float32's, which it prints; "int8": float32, but for the
@@ -218,6 +221,8 @@ def open_checkpoint(
     path = find_file(named, download_root) if named else Path(name)
     with _naming(path):
         path = path.expanduser()
+        if not path.exists() and is_hub_name(str(name)):
+            path = fetch_folder(str(name), download_root)
         if not path.exists():
             models = ", ".join(available_models())
             hint = f"; did you mean {meant}?" if (meant := _similar_name(str(name))) else ""
@@ -259,6 +264,8 @@ def _naming(path: str | Path) -> Iterator[None]:
         yield
     except (CheckpointError, ConfigError) as fault:
         message = str(fault)
+    except MiniclipError:  # of a download
+        raise
     except OSError as error:
         message = f"it can't be read: {error.strerror or error}"
     except Exception as error:  # what hostile bytes make our own code raise is of many types

@@ -1,0 +1,186 @@
+"""Models by their name on the Hugging Face Hub, from a local server that speaks what huggingface_hub asks for."""
+
+import hashlib
+import json
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import torch
+from conformance.openai_cases import CASES
+from conformance.seeded import weights
+
+from miniclip import load
+from miniclip.errors import MissingExtraError
+from miniclip.loading import blank_model
+from miniclip.save import save_checkpoint
+from miniclip.weights import CheckpointError
+from miniclip.weights.download import DownloadError
+from miniclip.weights.hub import is_hub_name
+
+CONFIG = CASES["vit"]
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+REPOSITORY = "laion/small"
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_HEAD(self):
+        server = self.server
+        path = self.path.split("?")[0]
+        server.asked.append((self.command, path))
+        head = f"/{REPOSITORY}/resolve/"
+        if path.startswith("/private/"):
+            return self.answer(401, b"", X_Error_Code="GatedRepo", X_Error_Message="Access is restricted")
+        if not path.startswith(head):
+            return self.answer(404, b"", X_Error_Code="RepoNotFound")
+        revision, _, file = path.removeprefix(head).partition("/")
+        if revision not in ("main", "v2", COMMIT):
+            return self.answer(404, b"", X_Error_Code="RevisionNotFound")
+        content = server.files.get(file)
+        if content is None:
+            return self.answer(404, b"", X_Error_Code="EntryNotFound", X_Repo_Commit=COMMIT)
+        etag = f'"{hashlib.sha256(content).hexdigest()}"'
+        body = content[:-9] if server.cut and file.endswith(".safetensors") and self.command == "GET" else content
+        return self.answer(200, body, len(content), X_Repo_Commit=COMMIT, ETag=etag)
+
+    do_GET = do_HEAD
+
+    def answer(self, status, body, length=None, **headers):
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body) if length is None else length))
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """The server, with the directory that `save_checkpoint` writes, and an empty cache."""
+    library = pytest.importorskip("huggingface_hub")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.asked, server.cut = [], False
+    blank = blank_model(CONFIG, torch.float32).state_dict()
+    tensors = weights({name: tuple(tensor.shape) for name, tensor in blank.items()})
+    save_checkpoint(CONFIG, tensors, tmp_path / "model")
+    server.files = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
+    del server.files["miniclip.json"]
+    server.files |= {"pytorch_model.bin": b"not asked for", "README.md": b"# small"}
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    for module in ("constants", "file_download"):
+        part = getattr(library, module)
+        for name, value in (("ENDPOINT", url), ("HF_HUB_CACHE", str(tmp_path / "cache"))):
+            if hasattr(part, name):
+                monkeypatch.setattr(part, name, value)
+    monkeypatch.setattr(
+        library.constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}"
+    )
+    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("name", [f"hf-hub:{REPOSITORY}", REPOSITORY, f"hf-hub:{REPOSITORY}@v2"])
+def test_a_model_by_its_name(hub, name):
+    model, preprocess = load(name, "cpu")
+    assert model.config == CONFIG and preprocess.config == CONFIG.preprocess
+    got = [path.rpartition("/")[2] for method, path in hub.asked if method == "GET"]
+    assert sorted(got) == ["config.json", "model.safetensors", "preprocessor_config.json"]
+    hub.asked.clear()
+    load(name, "cpu")
+    assert not [path for method, path in hub.asked if method == "GET"]  # all of it is in the cache
+
+
+def test_without_the_network_the_cache_is_used(hub, monkeypatch):
+    load(REPOSITORY, "cpu")
+    hub.asked.clear()
+    monkeypatch.setattr(sys.modules["huggingface_hub"].constants, "HF_HUB_OFFLINE", True)
+    assert load(REPOSITORY, "cpu")[0].config == CONFIG and hub.asked == []
+    with pytest.raises(DownloadError, match=r"laion/other has none of .* in the cache"):
+        load("laion/other", "cpu")
+
+
+def test_an_openclip_repository(hub):
+    hub.files["open_clip_config.json"] = json.dumps(
+        {
+            "model_cfg": {
+                "embed_dim": 48, "quick_gelu": True,
+                "vision_cfg": {"image_size": 40, "layers": 3, "width": 128, "patch_size": 8},
+                "text_cfg": {"context_length": 13, "vocab_size": 301, "width": 64, "heads": 1, "layers": 2},
+            },
+            "preprocess_cfg": {"interpolation": "bilinear"},
+        }
+    ).encode()  # fmt: skip
+    hub.files["open_clip_model.safetensors"] = hub.files["model.safetensors"]
+    _, preprocess = load(f"hf-hub:{REPOSITORY}", "cpu")
+    assert preprocess.config.interpolation == "bilinear"
+    assert {path.rpartition("/")[2] for method, path in hub.asked if method == "GET"} == {
+        *("open_clip_config.json", "open_clip_model.safetensors"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        ("hf-hub:private/model", "private/model: miniclip.json can't be fetched"),
+        ("hf-hub:laion/absent", "can't be fetched"),
+        (f"hf-hub:{REPOSITORY}@absent", "can't be fetched"),
+        ("hf-hub:../../etc/passwd", "no name on the Hub"),
+        ("hf-hub:a/..b", "no name on the Hub"),
+        ("hf-hub:laion/small@../../x", "no name on the Hub"),
+        ("hf-hub:laion", "no name on the Hub"),
+    ],
+)
+def test_what_the_hub_does_not_give(hub, name, fault):
+    with pytest.raises(DownloadError, match=fault) as error:
+        load(name, "cpu")
+    assert len(str(error.value)) < 1000
+
+
+def test_a_file_that_is_cut(hub):
+    hub.cut = True
+    with pytest.raises(DownloadError, match=r"model\.safetensors can't be fetched"):
+        load(REPOSITORY, "cpu")
+    hub.cut = False
+    assert load(REPOSITORY, "cpu")[0].config == CONFIG
+
+
+def test_a_repository_without_weights(hub):
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        del hub.files[name]
+    with pytest.raises(DownloadError, match=r"has no weights in any of model\.safetensors"):
+        load(REPOSITORY, "cpu")
+
+
+def test_shards_beside_the_index_alone(hub):
+    del hub.files["model.safetensors"]
+    hub.files["model.safetensors.index.json"] = json.dumps({"weight_map": {"a": "../../x.safetensors"}}).encode()
+    with pytest.raises(DownloadError, match=r"refers to '../../x\.safetensors', which is no file beside it"):
+        load(REPOSITORY, "cpu")
+    assert not [path for _, path in hub.asked if path.endswith("x.safetensors")]
+
+
+def test_names():
+    assert is_hub_name("openai/clip-vit-base-patch32") and is_hub_name("hf-hub:x")
+    for name in ("ViT-B-32", "a/b/c", "/a/b", "./a/b", "~/x", "a\\b", ""):
+        assert not is_hub_name(name)
+
+
+def test_a_path_is_a_path_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "laion" / "small").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match="is a directory without"):
+        load("laion/small", "cpu")
+
+
+def test_without_huggingface_hub(monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(MissingExtraError, match=r'neither a file nor a named model.* pip install "miniclip\[hub\]"'):
+        load("openai/clip-vit-base-patch32", "cpu")

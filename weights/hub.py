@@ -1,0 +1,71 @@
+"""Models on the Hugging Face Hub, by name. huggingface_hub fetches them into its own cache, and uses what is there.
+
+Its variables count as everywhere: HF_HOME, HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from miniclip.errors import require
+from miniclip.weights.download import DownloadError
+from miniclip.weights.fields import Fields
+from miniclip.weights.stated import FORMATS
+
+PREFIX = "hf-hub:"
+NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(\w[\w./-]*))?")  # organisation/name@revision
+PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")  # beside Hugging Face's config.json
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether `load` looks for this name on the Hub, unless it is a path: [hf-hub:]organisation/name."""
+    return name.startswith(PREFIX) or NAME.fullmatch(name) is not None
+
+
+def fetch_folder(name: str, cache: str | Path | None = None) -> Path:
+    """The directory in the cache that holds a model's config and weights, of one revision, fetched where they are not.
+
+    name: [hf-hub:]organisation/name[@revision]; cache: None is huggingface_hub's. Only the config and one form of the
+    weights are asked for, safetensors first. DownloadError if the Hub does not have them or can't be reached,
+    MissingExtraError without huggingface_hub.
+    """
+    match = NAME.fullmatch(name.removeprefix(PREFIX))
+    if match is None or ".." in name:
+        raise DownloadError(f"{name!r:.200} is no name on the Hub; expected hf-hub:organisation/name or ...@revision")
+    hub = require("huggingface_hub", "hub", f"{name} is neither a file nor a named model: to load it from the Hub")
+    repository, revision = match.groups()
+
+    def get(file: str) -> Path | None:
+        nonlocal revision
+        try:
+            path = Path(hub.hf_hub_download(repository, file, revision=revision, cache_dir=cache))
+        except hub.errors.EntryNotFoundError:
+            return None
+        except Exception as error:  # of the network, of rights, and of names; of many types
+            raise DownloadError(f"{name}: {file} can't be fetched from the Hub: {error!s:.500}") from error
+        revision = path.parent.name  # the commit: all files are of the same one
+        return path
+
+    return _get_model(name, get)
+
+
+def _get_model(name: str, get: Callable[[str], Path | None]) -> Path:
+    """Get a config and its weights. `get` fetches a file of the repository, or returns None if it has no such file."""
+    for format in FORMATS:
+        if config := get(format.config_file):
+            break
+    else:
+        configs = ", ".join(format.config_file for format in FORMATS)
+        raise DownloadError(f"{name} has none of {configs} on the Hub or, if that can't be reached, in the cache")
+    for file in PREPROCESSORS if format.config_file == "config.json" else ():
+        get(file)
+    weights = next(filter(None, map(get, format.weights)), None)
+    if weights is None:
+        raise DownloadError(f"{name} has no weights in any of {', '.join(format.weights)}")
+    if weights.suffix == ".json":
+        for shard in sorted(set(map(str, Fields.read(weights).section("weight_map").values.values()))):
+            if shard != Path(shard).name or get(shard) is None:
+                raise DownloadError(f"{name}: {weights.name} refers to {shard!r:.200}, which is no file beside it")
+    return config.parent
