@@ -34,14 +34,15 @@ def fetch_folder(name: str, cache: str | Path | None = None) -> Path:
     match = NAME.fullmatch(name.removeprefix(PREFIX))
     if match is None or ".." in name:
         raise DownloadError(f"{name!r:.200} is no name on the Hub; expected hf-hub:organisation/name or ...@revision")
-    hub = require("huggingface_hub", "hub", f"{name} is neither a file nor a named model: to load it from the Hub")
+    purpose = f"{name} is neither a file nor a named model: to load it from the Hub"
+    hub, errors = (require(module, "hub", purpose) for module in ("huggingface_hub", "huggingface_hub.errors"))
     repository, revision = match.groups()
 
     def get(file: str) -> Path | None:
         nonlocal revision
         try:
             path = Path(hub.hf_hub_download(repository, file, revision=revision, cache_dir=cache))
-        except hub.errors.EntryNotFoundError:
+        except errors.EntryNotFoundError:
             return None
         except Exception as error:  # of the network, of rights, and of names; of many types
             raise DownloadError(f"{name}: {file} can't be fetched from the Hub: {error!s:.500}") from error
