@@ -2,27 +2,45 @@
 
     miniclip models
     miniclip models --json
+    miniclip models --backend cuda
 """
 
 from __future__ import annotations
 
 import argparse
 
-from miniclip.commands.options import add_json
+from miniclip.commands.options import add_json, device
 from miniclip.commands.output import show, show_json, shown
 from miniclip.config import CLIPConfig
 
+BACKEND = "instead, which operations of float16 models run as Triton kernels on this device (cuda, cpu), and why"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--backend", type=device, metavar="DEVICE", help=BACKEND)
     add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
+    if options.backend:
+        return _run_backend(options)
     rows = [_row(name) for name in _names()]
     if options.json:
         show_json(rows)
     else:
         show("\n".join([*_sizes_table(rows), "", *_published_table(rows)]))
+    return 0
+
+
+def _run_backend(options: argparse.Namespace) -> int:
+    from miniclip.kernels.dispatch import explain
+
+    rows = explain(options.backend)
+    if options.json:
+        show_json(rows)
+    else:
+        lines = (f"{row['operation']:20}{row['runs as']:8}{row['where'] or 'everywhere'}; {row['why']}" for row in rows)
+        show("\n".join(lines))
     return 0
 
 

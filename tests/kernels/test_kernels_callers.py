@@ -89,3 +89,15 @@ def test_commands(called, tmp_path, capsys):
     called.clear()
     assert main(["evaluate", "sample", "--model", "tiny-ViT", "--task", "zero-shot", "--json"]) == 0
     assert called == ["similarity_topk"]
+
+
+def test_models_says_what_runs_as_what(capsys, monkeypatch):
+    assert main(["models", "--backend", "cpu"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(dispatch.MEASURES)
+    assert all("torch   everywhere; the kernels need a GPU" in line for line in lines)
+    monkeypatch.setattr(dispatch, "_why_never", lambda *_: None)
+    monkeypatch.setattr(dispatch, "architecture", lambda device: "sm_90")
+    assert main(["models", "--backend", "cpu", "--json"]) == 0
+    rows = {row["operation"]: row for row in json.loads(capsys.readouterr().out)}
+    assert rows["attention_varlen"]["runs as"] == "triton" and rows["attention"]["runs as"] == "torch"
