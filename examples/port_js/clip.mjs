@@ -278,7 +278,11 @@ export class CLIP {
   }
 }
 
-const fill = (length, value) => Float32Array.from({ length }, (_, i) => value(i));
+function fill(length, value) {
+  const out = new Float32Array(length);
+  for (let i = 0; i < length; i++) out[i] = value(i);
+  return out;
+}
 
 const range = (length) => [...Array(length).keys()];
 

@@ -25,13 +25,20 @@ export function readTensors(bytes) {
 }
 
 function widen(dtype, shape, buffer) {
-  if (dtype === "F16") return { dtype: "F32", shape, data: Float32Array.from(new Uint16Array(buffer), halfToFloat) };
+  if (dtype === "F16") return { dtype: "F32", shape, data: widenHalves(new Uint16Array(buffer)) };
   if (dtype === "I64") return { dtype: "F64", shape, data: Float64Array.from(new BigInt64Array(buffer), Number) };
   if (dtype === "BF16") {
     const bits = Uint32Array.from(new Uint16Array(buffer), (half) => half * 0x10000);
     return { dtype: "F32", shape, data: new Float32Array(bits.buffer) };
   }
   return { dtype, shape, data: new ARRAYS[dtype](buffer) };
+}
+
+function widenHalves(halves) {
+  const floats = Float32Array.from({ length: 65536 }, (_, bits) => halfToFloat(bits)); // all that there are
+  const out = new Float32Array(halves.length);
+  for (let i = 0; i < out.length; i++) out[i] = floats[halves[i]];
+  return out;
 }
 
 function halfToFloat(bits) {
