@@ -64,6 +64,8 @@ class FastCLIP(CLIP):
     def _embed(self, name: str, inputs: Tensor, plain: Callable[[Tensor], Tensor]) -> Tensor:
         form, parts = self._form(name)
         may_run = self.fast and form is not None and applies(inputs)
+        if self.freed and len(inputs) == 0:
+            return inputs.new_empty(0, self.config.embed_dim, dtype=self.dtype)
         if self.freed:
             if not may_run or inputs.is_cuda:
                 raise UsageError(f"{FREED}: embed under torch.inference_mode(), on the CPU, without autocast")

@@ -38,7 +38,7 @@ class Conv:
         return ACTIVATIONS[activation](F.conv2d(x, self.weight, self.bias, stride, padding, dilation, groups))
 
     def add(self, x: Tensor, total: Tensor, activation: str = "none") -> Tensor:
-        """activation(the result plus `total`), which is overwritten."""
+        """activation(the result plus `total`), which is overwritten; "none" or "relu", as oneDNN has no more."""
         return ACTIVATIONS[activation](total.add_(self(x)))
 
 

@@ -59,11 +59,11 @@ class _State:
         self.tensors = list(tensors)  # kept, so that their ids stay theirs
         self.ids = list(map(id, tensors))
         self.pointers = list(map(Tensor.data_ptr, tensors))
-        self.counted = [tensor for tensor in tensors if not tensor.is_inference()]
-        self.versions = [tensor._version for tensor in self.counted]
+        versions = [None if tensor.is_inference() else tensor._version for tensor in tensors]
+        self.counted = [tensor for tensor, version in zip(tensors, versions, strict=True) if version is not None]
+        self.versions = [version for version in versions if version is not None]
         self.samples = list(map(_sample, tensors))
         self.values = [sample.tobytes() for sample in self.samples]
-        versions = [None if tensor.is_inference() else tensor._version for tensor in tensors]
         self._marks = dict(zip(self.ids, zip(self.pointers, versions, self.values, strict=True), strict=True))
         self._before, self.derived = before, {}
         self.result = build(self._derive)
