@@ -94,7 +94,7 @@ def test_a_model_by_its_name(hub, name):
     assert sorted(got) == ["config.json", "model.safetensors", "preprocessor_config.json"]
     hub.asked.clear()
     load(name, "cpu")
-    assert not [path for method, path in hub.asked if method == "GET" and REPOSITORY in path]  # all of it is in the cache
+    assert not [path for method, path in hub.asked if method == "GET" and REPOSITORY in path]  # all is in the cache
 
 
 def test_without_the_network_the_cache_is_used(hub, monkeypatch):
