@@ -531,7 +531,7 @@ def test_decompression_bomb(tmp_path):
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_a_record_that_claims_to_be_small(tmp_path, method):
-    """268 MB of zeros in a record whose size the zip gives as 24 bytes: no more than that is inflated."""
+    """34 MB of zeros in a record whose size the zip gives as 24 bytes: no more than that is inflated."""
     path = rezip(
         saved(tmp_path / "s.pt", {"a": torch.ones(6)}), lambda r: {**r, "s/data/0": bytes((1 << 28) + 77)}, method
     )
@@ -542,7 +542,7 @@ def test_a_record_that_claims_to_be_small(tmp_path, method):
     tracemalloc.start()
     with pytest.raises(CheckpointError, match="damaged" if method == zipfile.ZIP_DEFLATED else "method 1[24]"):
         read_file(path)
-    assert tracemalloc.get_traced_memory()[1] < 1 << 24
+    assert tracemalloc.get_traced_memory()[1] < 1 << 22
     tracemalloc.stop()
 
 
