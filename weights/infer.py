@@ -36,11 +36,11 @@ FOREIGN = {
     "vision_model.": "a Hugging Face model, to be loaded as the directory that holds its config.json",
     "text_model.": "a Hugging Face model, to be loaded as the directory that holds its config.json",
     "text.token_embedding.": "an OpenCLIP model, to be loaded as the directory that holds its open_clip_config.json",
-    "text.transformer.embeddings.": "OpenCLIP's Hugging Face text tower, which is not an architecture of ours",
-    "visual.trunk.": "OpenCLIP's timm image tower, which is not an architecture of ours",
-    "visual.attn_pool.": "OpenCLIP's attentional pooler, which is not an architecture of ours",
+    "text.transformer.embeddings.": "OpenCLIP's Hugging Face text tower, which miniclip does not have",
+    "visual.trunk.": "OpenCLIP's timm image tower, which miniclip does not have",
+    "visual.attn_pool.": "OpenCLIP's attentional pooler, which miniclip does not have",
     "image_encoder.": "Apple's MobileCLIP, to be loaded as the file they are in",
-    "logit_bias": "a SigLIP model, which is not an architecture of ours",
+    "logit_bias": "a SigLIP model, which miniclip does not have",
 }
 
 

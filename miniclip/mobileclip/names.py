@@ -1,6 +1,6 @@
 """MobileCLIP's files: names of tensors, and how the branches that are there in training become one convolution each.
 
-    Apple's names  --APPLE-->  OpenCLIP's and timm's  --reparameterize-->  folded  --TABLES-->  ours
+    Apple's names  --APPLE-->  OpenCLIP's and timm's  --reparameterize-->  folded  --TABLES-->  miniclip's
 
 The algebra, for convolutions without a bias and BatchNorm (weight g, bias b, mean m, variance v) as it is in inference:
 
