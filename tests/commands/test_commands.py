@@ -273,7 +273,7 @@ def test_help_version_and_no_arguments(capsys):
         with pytest.raises(SystemExit):
             main([command, "--help"])
         printed = capsys.readouterr().out
-        assert len(re.findall(rf"^    miniclip {command}\b", printed, re.MULTILINE)) == 2, "two examples"
+        assert len(re.findall(rf"^    miniclip {command}\b", printed, re.MULTILINE)) >= 2, "two examples"
         for action in parser_of(command)._actions:
             assert not (action.help or "").startswith("of "), "a sentence, or its part, with a subject"
 
