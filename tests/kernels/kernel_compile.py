@@ -119,8 +119,11 @@ def compile_launch(kernel: JITFunction, arguments: dict, target: GPUTarget):
     return triton.compile(source, target=target, options=arguments)
 
 
-def resources(compiled, target: GPUTarget) -> dict:
-    """Bytes of shared memory, of stack and of spills a thread; tensor memory's columns; matrix instructions."""
+def resources(compiled, target: GPUTarget, disassemble: bool) -> dict:
+    """Bytes of shared memory, of stack and of spills a thread; tensor memory's columns; matrix instructions.
+
+    disassemble: count the instructions too, which takes longer than compiling.
+    """
     found = {"shared": compiled.metadata.shared, "tensor_memory": getattr(compiled.metadata, "tmem_size", None) or 0}
     if target.backend == "hip":
         text = compiled.asm["amdgcn"]
@@ -132,29 +135,33 @@ def resources(compiled, target: GPUTarget) -> dict:
         file.flush()
         text, sass = (
             subprocess.run([TOOLS / "cuobjdump", option, file.name], capture_output=True, text=True, check=True).stdout
-            for option in ("--dump-resource-usage", "--dump-sass")
+            if wanted
+            else ""
+            for option, wanted in (("--dump-resource-usage", True), ("--dump-sass", disassemble))
         )
     found["registers"], found["stack"] = (int(re.search(rf"{key}:(\d+)", text)[1]) for key in ("REG", "STACK"))
     found["spills"] = int(re.search(r"LOCAL:(\d+)", text)[1])
     matrix = set(re.findall(r"mma\.sync|wgmma\.mma_async|tcgen05\.mma\b", compiled.asm["ptx"]))
-    return found | {"matrix": sorted(matrix), "instructions": len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/", sass, re.M))}
+    if disassemble:
+        found["instructions"] = len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/", sass, re.M))
+    return found | {"matrix": sorted(matrix)}
 
 
-def main(architectures: list[str]) -> None:
-    seen = {}
-    for architecture in architectures:
+def main(arguments: list[str]) -> None:
+    disassemble, seen = "--instructions" in arguments, {}
+    for architecture in [name for name in arguments if name in TARGETS] or TARGETS:
         for case in CASES:
-            for kernel, arguments in launches(case, architecture):
+            for kernel, given in launches(case, architecture):
                 target = TARGETS[architecture]
-                options = {name: arguments[name] for name in arguments if name not in kernel.arg_names}
+                options = {name: given[name] for name in given if name not in kernel.arg_names}
                 row = {"architecture": architecture, "case": case, "kernel": kernel.__name__, "options": options}
-                row["tile"] = [arguments.get(name) for name in ("ROWS", "COLUMNS", "num_warps", "num_stages")]
-                row["largest"] = max(x.numel() for x in arguments.values() if isinstance(x, torch.Tensor))
-                compiled = compile_launch(kernel, arguments, target)
+                row["tile"] = [given.get(name) for name in ("ROWS", "COLUMNS", "num_warps", "num_stages")]
+                row["largest"] = max(x.numel() for x in given.values() if isinstance(x, torch.Tensor))
+                compiled = compile_launch(kernel, given, target)
                 if compiled.hash not in seen:
-                    seen[compiled.hash] = resources(compiled, target)
+                    seen[compiled.hash] = resources(compiled, target, disassemble)
                 print(json.dumps(row | {"hash": compiled.hash} | seen[compiled.hash]), flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or list(TARGETS))
+    main(sys.argv[1:])
