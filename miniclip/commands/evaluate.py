@@ -11,6 +11,7 @@ from pathlib import Path
 
 from miniclip.commands.options import (
     add_data,
+    add_hidden,
     add_json,
     add_model,
     add_plot,
@@ -51,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--train", metavar="DATASET", help=TRAIN)
     parser.add_argument("--cache", type=path, metavar="DIR", help="keep embeddings there, and reuse them")
     add_data(parser)
+    add_hidden(parser)
     parser.add_argument("--seed", type=int, default=0, help="seed of all random choices (default: 0)")
     add_model(parser, None, MODEL, action="append")
     add_json(parser, "print JSON, with the predicted name of every picture")
@@ -96,7 +98,7 @@ def _measure(options: argparse.Namespace, models: list[str], tasks: dict[str, li
     templates = expand_templates(options.template or ["{}"])
     classes = read_classes(*options.classes) if options.classes else None
     chosen = {"by": options.by, "limit": options.limit, "seed": options.seed}
-    where = {"root": options.data_root, "download": options.download}
+    where = {"root": options.data_root, "download": options.download, "hidden": options.hidden}
     where["imagenet"] = bool(set(SETS).intersection(options.classes or []))
     pictures = {
         data: select(data, options.train, learns=bool(set(each) & set(PROBES)), **chosen, **where)

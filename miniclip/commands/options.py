@@ -61,8 +61,12 @@ def add_batches(parser: argparse.ArgumentParser) -> None:
 def add_pictures(parser: argparse.ArgumentParser) -> None:
     """How pictures are read, and which of a folder are taken."""
     parser.add_argument("--upright", action="store_true", default=None, help=UPRIGHT)
-    parser.add_argument("--hidden", action="store_true", help="also take hidden files and folders")
+    add_hidden(parser)
     add_pixel_limit(parser)
+
+
+def add_hidden(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--hidden", action="store_true", help="also take hidden files and folders")
 
 
 def add_pixel_limit(parser: argparse.ArgumentParser) -> None:

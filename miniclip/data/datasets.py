@@ -29,6 +29,7 @@ def read_dataset(
     download: bool = False,
     split: str = "test",
     imagenet: bool = False,
+    hidden: bool = False,
 ) -> list[Example]:
     """Read a data set; of an example's captions the first is the name of its class.
 
@@ -45,6 +46,7 @@ def read_dataset(
     root: the folder that holds cifar-10-batches-py, cifar-100-python or mnist (also torchvision's MNIST/raw), or one of
     these folders; ROOT by default.
     imagenet: folders with numbers for names are ImageNet's labels, even if there are fewer than 1,000.
+    hidden: take hidden files and folders too, see `miniclip.data.pictures`.
 
     DataError for what can't be read, DownloadError for a failed download. A MiniclipWarning says which folders were
     named in OpenAI's wording, and warns of names that look like ids.
@@ -60,7 +62,7 @@ def read_dataset(
     path = Path(spec).expanduser()
     if not path.exists():
         raise DataError(f"{spec} is not a data set; expected {', '.join(NAMES)}, or the path of a list or folder")
-    examples = read_folder(path, imagenet) if path.is_dir() else read_examples(path)
+    examples = read_folder(path, imagenet, hidden) if path.is_dir() else read_examples(path)
     _warn_of_ids(class_names(examples), path)
     return examples
 

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from miniclip.data import pictures
+from miniclip.data.datasets import read_dataset
 from miniclip.data.pictures import BEGINNING, scan
 
 # Every format that is read, as Pillow calls it, with the names that its files have.
@@ -143,3 +144,11 @@ def test_names_that_are_not_utf8_and_home_folders(tmp_path, monkeypatch):
     (found,) = scan(["~"]).pictures.items()
     assert found[0] == f"{tmp_path}/{name}"
     assert found[1] == (3, (tmp_path / name).stat().st_mtime_ns)
+
+
+def test_evaluate_takes_hidden_pictures_when_asked(tmp_path):
+    for name in ("red/a.png", "red/.b.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8), "red").save(tmp_path / name)
+    assert len(read_dataset(tmp_path)) == 1
+    assert len(read_dataset(tmp_path, hidden=True)) == 2
