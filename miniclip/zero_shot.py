@@ -94,7 +94,8 @@ def cached(
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors and the metadata that `make` returns, or a file in `folder` from an earlier call with the same key.
 
-    folder None: nothing is stored. DataError for a damaged file.
+    folder None: nothing is stored, nor is a result whose metadata has "rejected": an input that can't be read now, for
+    want of rights or of a plugin, may be readable later. DataError for a damaged file.
     """
     if folder is None:
         return make()
@@ -107,7 +108,8 @@ def cached(
             raise DataError(f"{file} is damaged: {error}. Delete it; it will be computed again") from error
     file.parent.mkdir(parents=True, exist_ok=True)
     tensors, metadata = make()
-    save_tensors(tensors, file, metadata)
+    if "rejected" not in metadata:
+        save_tensors(tensors, file, metadata)
     return tensors, metadata
 
 

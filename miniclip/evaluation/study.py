@@ -92,11 +92,11 @@ def embed_examples(
         if not len(embeddings):
             hint = "" if examples[0].source else ". A path in a list is relative to the folder of the list"
             raise DataError(f"none of the {len(examples)} pictures can be read; the first: {rejected[0]}{hint}")
-        return {"images": embeddings}, {"rejected": json.dumps(rejected)}
+        return {"images": embeddings}, {"rejected": json.dumps(rejected)} if rejected else {}
 
     key = _content_hash(model, f"{preprocess} {background}", examples) if cache else ""
     tensors, metadata = cached(cache, key, embed)
-    return tensors["images"], {int(index): why for index, why in json.loads(metadata["rejected"]).items()}
+    return tensors["images"], {int(index): why for index, why in json.loads(metadata.get("rejected", "{}")).items()}
 
 
 def _content_hash(model: CLIP, preparation: str, examples: Sequence[Example]) -> str:

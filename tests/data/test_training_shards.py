@@ -107,7 +107,7 @@ def test_shards_come_from_web_servers_too(urls, tmp_path):
         threading.Thread(target=http.serve_forever, daemon=True).start()
         remote = urls.replace(str(tmp_path), f"http://127.0.0.1:{http.server_port}")
         assert greys(Shards(remote, 8, 5, 0, 0), 0, 4) == greys(Shards(urls, 8, 5, 0, 0), 0, 4)
-        assert greys(Shards(urls.replace("/tmp", "file:///tmp", 1), 8, 5, 0, 0), 0, 4) == greys(
+        assert greys(Shards(f"file://{urls}", 8, 5, 0, 0), 0, 4) == greys(
             Shards(urls, 8, 5, 0, 0), 0, 4
         )
         http.shutdown()

@@ -28,7 +28,7 @@ from miniclip.evaluation.measures import (
     share,
     wilson,
 )
-from miniclip.zero_shot import shares
+from miniclip.zero_shot import cached, shares
 
 TARGETS = torch.tensor([0, 0, 0, 0, 1, 1, 3])
 PREDICTED = torch.tensor([0, 0, 1, 3, 1, 0, 2])
@@ -308,3 +308,18 @@ def test_one_owner_for_each_text_may_be_a_tensor():
     images, texts = unit(torch.randn(4, 8)), unit(torch.randn(6, 8))
     owners = torch.tensor([0, 1, 2, 3, 3, 0])
     assert recall(images, texts, owners) == recall(images, texts, [[own] for own in owners.tolist()])
+
+
+def test_a_picture_that_was_unreadable_once_is_read_again(tmp_path):
+    """What is remembered with size and time alone would hide a picture whose rights were mended."""
+    make_calls = []
+
+    def make(rejected):
+        make_calls.append(rejected)
+        return {"images": torch.zeros(1, 2)}, {"rejected": "{}"} if rejected else {}
+
+    cached(tmp_path, "key", lambda: make(True))
+    assert not list(tmp_path.glob("*.safetensors"))
+    cached(tmp_path, "key", lambda: make(False))
+    cached(tmp_path, "key", lambda: make(False))
+    assert make_calls == [True, False]  # the third call reads the file
