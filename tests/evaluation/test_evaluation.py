@@ -440,8 +440,11 @@ def tiny():
 def test_embeddings_are_kept_until_something_changes(tiny, colours, tmp_path, monkeypatch):
     model, preprocess = tiny
     examples, cache = read_dataset(colours), tmp_path / "cache"
+    assert list(embed_examples(model, preprocess, examples, "white", cache)[1]) == [5]
+    assert not list(cache.glob("*"))  # the unreadable one may be readable later
+    examples = examples[:5]
     first, faults = embed_examples(model, preprocess, examples, "white", cache)
-    assert len(first) == 5 and list(faults) == [5]
+    assert len(first) == 5 and not faults
     calls = []
 
     def embed(*arguments):
