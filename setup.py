@@ -1,8 +1,11 @@
 """Packaging. The folders `kernels/` and `weights/` are imported as miniclip.kernels and miniclip.weights."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
+
+VERSION = re.search(r'__version__ = "(.+)"', Path(__file__).with_name("miniclip").joinpath("version.py").read_text())[1]
 
 PLOT = ["matplotlib"]
 PICTOGRAMS = ["resvg-py>=0.5"]
@@ -17,7 +20,7 @@ FOR_TESTS = [*PLOT, *PICTOGRAMS, *WEBDATASET, *ONNX, *TRITON, *PROBE, *FAISS]
 
 setup(
     name="miniclip",
-    version="0.1.0",
+    version=VERSION,
     description="CLIP in plain PyTorch: exact, safe to load, small enough to read in one sitting",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",

@@ -20,6 +20,8 @@ from importlib.util import spec_from_file_location
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from miniclip.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from miniclip.answers import classify, search_pictures, similarity
     from miniclip.conformance.compare import compare
@@ -35,7 +37,6 @@ if TYPE_CHECKING:
     from miniclip.training.options import TrainOptions
     from miniclip.training.train import train
 
-__version__ = "0.1.0"
 __all__ = [
     "CLIP",
     "Index",

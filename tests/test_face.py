@@ -64,6 +64,7 @@ def test_type_checkers_and_python_find_the_same():
     source = Path(miniclip.__file__).read_text(encoding="utf-8")
     nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)]
     typed = {a.name: node.module for node in nodes if node.module.startswith("miniclip") for a in node.names}
+    assert typed.pop("__version__") == "miniclip.version"
     assert typed.keys() == set(miniclip.__all__)
     for name, module in typed.items():
         assert getattr(import_module(module), name) is getattr(miniclip, name)

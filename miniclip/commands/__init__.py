@@ -12,10 +12,10 @@ import os
 import sys
 from importlib import import_module
 
-import miniclip
 from miniclip.commands.options import set_pixel_limit
 from miniclip.commands.output import complain, show_warnings, survive_any_character
 from miniclip.errors import MiniclipError, UsageError
+from miniclip.version import __version__
 
 COMMANDS = {
     "models": "list the models that can be loaded by name",
@@ -82,7 +82,7 @@ def _parser(asked: str | None) -> argparse.ArgumentParser:
     """The parser, with the arguments of the command `asked`; the modules of the other commands are not imported."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = _Parser(prog="miniclip", description="CLIP in plain PyTorch.", epilog=EXAMPLE, formatter_class=raw)
-    parser.add_argument("--version", action="version", version=f"miniclip {miniclip.__version__}")
+    parser.add_argument("--version", action="version", version=f"miniclip {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for name, text in COMMANDS.items():
         command = commands.add_parser(name, help=text)

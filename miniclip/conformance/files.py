@@ -16,6 +16,7 @@ from miniclip.errors import MiniclipError
 from miniclip.io import save_tensors
 from miniclip.models import CLIP
 from miniclip.stages import token_sides
+from miniclip.version import __version__
 from miniclip.weights import CheckpointError
 from miniclip.weights.files import read_file
 
@@ -36,11 +37,9 @@ def save_trace(
     stages                            a JSON list of the names in forward order, which safetensors does not keep
     alternative                       only where given: a golden in the same folder that a port may match instead
     """
-    import miniclip
-
     metadata = {
         "format": FORMAT,
-        "miniclip": miniclip.__version__,
+        "miniclip": __version__,
         "torch": torch.__version__,
         "pillow": PIL.__version__,
         "model": name,
