@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from miniclip import weights
 from miniclip.config import CLIPConfig, ConfigError, NamedModel
 from miniclip.errors import MiniclipError
 from miniclip.family import Family
@@ -23,6 +22,7 @@ from miniclip.fast.rates import fastest_model
 from miniclip.kernels.dispatch import check_backend
 from miniclip.models import CLIP, convert_weights, set_backend
 from miniclip.preprocess import Preprocess
+from miniclip.weights import EMBEDDED
 from miniclip.weights.download import download
 from miniclip.weights.errors import CheckpointError
 from miniclip.weights.files import read_file
@@ -43,7 +43,6 @@ def _families(*folders: str) -> Iterator[Family]:
 
 FAMILIES = list(_families("mobileclip", "openai"))  # asked in this order; the last one owns what is left
 MAX_MESSAGE = 5000  # characters of an error
-EMBEDDED = Path(weights.__file__).parent  # the folder of the files that come with the package
 
 
 def named_models() -> dict[str, NamedModel]:
