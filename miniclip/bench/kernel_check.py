@@ -1,4 +1,4 @@
-"""Check every kernel against float64 on the GPU at hand, and time it and whole models beside PyTorch and the peers.
+"""Check every kernel against float64 on this machine's GPU, and time it and whole models beside PyTorch and the peers.
 
     python -m miniclip.kernels.check             on a GPU, within eight minutes, the most valuable figures first
     python -m miniclip.kernels.check --dry       without a GPU: every line but the clocks, in Triton's interpreter

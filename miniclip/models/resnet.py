@@ -103,7 +103,7 @@ class ModifiedResNet(nn.Module):
 
     @property
     def blocks(self) -> list[nn.Module]:
-        """What follows one another between the first layers and the last: the four stages."""
+        """The modules between the stem and the attention pool, in order: the four stages."""
         return [self.layer1, self.layer2, self.layer3, self.layer4]
 
     def features(self, image: Tensor) -> Tensor:

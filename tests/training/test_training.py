@@ -269,7 +269,7 @@ def test_activations_and_gradients_that_are_not_finite_are_named():
     assert explain(model, images, text).startswith("the text embeddings divided by their lengths")
 
 
-# What is said aloud
+# What is printed
 
 
 def test_a_loss_that_stays_at_chance_is_told_once(tmp_path, capsys):
