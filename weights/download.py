@@ -192,7 +192,7 @@ def _request_rest(url: str, part: Path) -> None:
         start, total = (content_range[1], int(content_range[2])) if content_range else (None, None)
         same = not version or _version(response) in ("", version)  # some servers don't know If-Range
         if status == 200:  # the whole file, also if it has changed, or from a server that ignores Range
-            part.write_bytes(b"")  # before its version, so that the bytes of one file never stand beside the version of another
+            part.write_bytes(b"")  # before its version: bytes of one file never stand beside another's version
             write_text(_version_file(part), _version(response))
             _write(response, part, "wb", response.length)
         elif status == 206 and start == str(have) and same:
