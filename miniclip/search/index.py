@@ -263,6 +263,10 @@ def _explained(file: Path) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise
+    except RuntimeError as error:  # PyTorch's, which opens the file once more to map it
+        if file.exists():
+            raise _damaged(file, str(error)) from error
+        raise FileNotFoundError(file) from error
     except OSError as error:
         raise SearchError(f"can't read {file}: {error.strerror or error}") from error
     except SafetensorError as error:

@@ -144,6 +144,26 @@ def test_an_update_between_scores_and_names(models, photos, tmp_path, monkeypatc
         assert (hits[0].path == path) == (path != str(photos / "0.png"))
 
 
+def test_a_shard_that_goes_while_it_is_mapped(models, photos, tmp_path, monkeypatch):
+    """safetensors opens the file, and PyTorch opens it once more: in between it may be replaced."""
+    index = tmp_path / "index"
+    update_index(index, photos, models[0])
+    opened, query = Index(index), torch.ones(1, CONFIG.embed_dim)
+    expected, real = opened.search(query, 3), index_module.safe_open
+
+    def late(file, framework):
+        if framework == "pt":
+            monkeypatch.setattr(index_module, "safe_open", real)
+            content = file.read_bytes()
+            file.unlink()
+            file.with_name(file.name.replace("-000001.", "-000099.")).write_bytes(content)
+            raise RuntimeError(f"unable to open file <{file}> in read-only mode: No such file or directory (2)")
+        return real(file, framework)
+
+    monkeypatch.setattr(index_module, "safe_open", late)
+    assert opened.search(query, 3) == expected
+
+
 @pytest.fixture
 def first(monkeypatch):
     """Let another update be done between an update's call and its lock."""
