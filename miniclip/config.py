@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import math
 import typing
-from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from typing import Any, ClassVar
 
 from miniclip.errors import MiniclipError
@@ -42,9 +42,13 @@ def check_choice(name: str, got: str, valid: tuple[str, ...]) -> None:
 def check_sizes(config: object, *names: str, most: int = MAX_INTEGER) -> None:
     """ConfigError unless each of these fields of a config is an integer from 1 to `most`."""
     for name in names:
-        value = getattr(config, name)
-        if type(value) is not int or not 1 <= value <= most:
-            raise ConfigError(f"{name} is {value!r:.100}; expected an integer from 1 to {most}")
+        check_size(name, getattr(config, name), most)
+
+
+def check_size(name: str, value: object, most: int = MAX_INTEGER) -> None:
+    """ConfigError unless the value is an integer from 1 to `most`."""
+    if type(value) is not int or not 1 <= value <= most:
+        raise ConfigError(f"{name} is {value!r:.100}; expected an integer from 1 to {most}")
 
 
 @dataclass(frozen=True)
@@ -233,6 +237,50 @@ def clip_config(embed_dim: int, vision: VisionConfig, text_width: int, text_laye
     """A CLIP with OpenAI's vocabulary, context length and preprocessing."""
     text = TextConfig(77, 49408, openai_transformer(text_width, text_layers))
     return CLIPConfig(embed_dim, vision, text, PreprocessConfig(vision.image_size))
+
+
+def from_arguments(
+    embed_dim: int,
+    image_resolution: int,
+    vision_layers: int | Sequence[int],
+    vision_width: int,
+    vision_patch_size: int | None,
+    context_length: int,
+    vocab_size: int,
+    transformer_width: int,
+    transformer_heads: int,
+    transformer_layers: int,
+    *,
+    activation: str = "quick_gelu",
+    mean: Sequence[float] = PreprocessConfig.mean,
+    std: Sequence[float] = PreprocessConfig.std,
+) -> CLIPConfig:
+    """The config that the arguments of openai/CLIP's constructor describe, with the meanings that they have there.
+
+    vision_layers: four numbers for a ResNet (bottleneck blocks in each stage), whose vision_patch_size is None; one
+    number for a ViT. Heads of the image tower are 64 wide, MLPs four times as wide as their transformer.
+    mean, std: of red, green and blue in [0, 1]; (0.5, 0.5, 0.5) for both maps pixels to [-1, 1]
+    ConfigError names the argument that is wrong.
+    """
+    sizes = {"image_resolution": image_resolution, "vision_width": vision_width, "transformer_width": transformer_width}
+    for name, value in sizes.items():
+        check_size(name, value)
+    vision: VisionConfig
+    if isinstance(vision_layers, Sequence) and not isinstance(vision_layers, str):
+        if vision_patch_size is not None:
+            raise ConfigError(f"vision_patch_size is {vision_patch_size!r:.100}; expected None for a ResNet")
+        vision = ResNetConfig(image_resolution, vision_width, tuple(vision_layers), heads=vision_width * 32 // 64)
+    else:
+        check_size("vision_layers", vision_layers, MAX_LAYERS)
+        check_size("vision_patch_size", vision_patch_size, image_resolution)
+        if vision_width < 64:
+            raise ConfigError(f"vision_width is {vision_width}; expected 64 or more, because a ViT's heads are 64 wide")
+        transformer = replace(openai_transformer(vision_width, vision_layers), activation=activation)
+        vision = ViTConfig(image_resolution, vision_patch_size, transformer)
+    mlp_width = 4 * transformer_width
+    transformer = TransformerConfig(transformer_width, transformer_layers, transformer_heads, mlp_width, activation)
+    text = TextConfig(context_length, vocab_size, transformer)
+    return CLIPConfig(embed_dim, vision, text, PreprocessConfig(image_resolution, tuple(mean), tuple(std)))
 
 
 def _vit(embed_dim: int, image_size: int, patch_size: int, width: int, layers: int, text_width: int) -> CLIPConfig:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from miniclip import ops
-from miniclip.config import CLIPConfig, ResNetConfig, VisionConfig, ViTConfig
+from miniclip.config import CLIPConfig, ResNetConfig, VisionConfig, ViTConfig, from_arguments
 from miniclip.kernels.dispatch import check_backend
 from miniclip.models.resnet import ModifiedResNet
 from miniclip.models.text import TextTransformer
@@ -36,6 +36,22 @@ class CLIP(TextTransformer):
         self.config = config
         self.visual = self.towers[type(config.vision)](config.vision, config.embed_dim)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # the logarithm of the temperature's inverse
+
+    @classmethod
+    def from_arguments(cls, *arguments: Any, **named: Any) -> CLIP:
+        """A new model with random weights, from the arguments of openai/CLIP's constructor, in its order or by name.
+
+            CLIP.from_arguments(
+                embed_dim=512, image_resolution=32, vision_layers=(2, 2, 2, 2), vision_width=32,
+                vision_patch_size=None, context_length=77, vocab_size=49408,
+                transformer_width=512, transformer_heads=8, transformer_layers=6,
+            )
+
+        Also activation="gelu", and mean and std of the pixels: (0.5, 0.5, 0.5) for both maps pixels to [-1, 1]. As
+        there, the model is in training mode. `miniclip.config.from_arguments` has the details. ConfigError names the
+        argument that is wrong.
+        """
+        return cls(from_arguments(*arguments, **named))
 
     @property
     def dtype(self) -> torch.dtype:

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+MODEL_SIZE = (
+    "tiny (22 M parameters, pictures of 64 pixels; the default), small (48 M, 128), base (102 M, 224), "
+    "large (380 M, 224), cifar-resnet (52 M, 32), a name from `miniclip models`, or a .json file: a run's "
+    "miniclip.json, or the arguments of openai/CLIP's constructor"
+)
 PRECISIONS = ("fp32", "bf16", "fp16")
 
 
@@ -33,7 +38,7 @@ class TrainOptions:
     output: str = _option("runs/clip", "the folder of the run; a run that is started again with it continues")
     restart: bool = _option(False, "train from the beginning, and delete what an earlier run left in the folder")
 
-    model_size: str = _option("", "a size (default: tiny), an OpenAI model's name, or a config's .json file")
+    model_size: str = _option("", MODEL_SIZE)
     start_from: str = _option("", "fine-tune this model: a name or a path as load() takes it", flag="--from")
     image_size: int = _option(0, "pixels, other than the --from model's: positional embeddings are interpolated")
     text_from: str = _option("", "start the text tower from this model's, which must be of the same shape")

@@ -11,6 +11,7 @@ from miniclip.config import (
     ResNetConfig,
     ViTConfig,
     clip_config,
+    from_arguments,
     from_json,
     openai_transformer,
 )
@@ -36,8 +37,8 @@ SIZES: dict[str, CLIPConfig] = {
 def model_config(name: str) -> CLIPConfig:
     """The config called `name` in SIZES or among the named models, or written in the JSON file `name`.
 
-    The file holds a config as `miniclip.config.to_json` writes it, as a run's miniclip.json does. ConfigError for any
-    other name, and for a file that holds no such config.
+    The file holds a config as `miniclip.config.to_json` writes it, as a run's miniclip.json does, or the arguments of
+    `CLIP.from_arguments` by name. ConfigError for any other name, and for a file that holds neither.
     """
     table = {**SIZES, **{each: model.config for each, model in named_models().items()}}
     if name in table:
@@ -49,4 +50,9 @@ def model_config(name: str) -> CLIPConfig:
     except (OSError, ValueError, RecursionError) as error:
         expected = "expected JSON, as a run's miniclip.json"
         raise ConfigError(f"{name} can't be read as a config: {error}; {expected}") from None
-    return from_json(values, name)
+    if not isinstance(values, dict) or "image_resolution" not in values:
+        return from_json(values, name)
+    try:
+        return from_arguments(**values)
+    except (ConfigError, TypeError) as error:  # a missing or unknown argument is a TypeError
+        raise ConfigError(f"{name}: {error}") from None

@@ -6,26 +6,33 @@ import argparse
 import json
 import math
 import random
+import re
 from dataclasses import asdict, replace
+from inspect import signature
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from miniclip.commands.train import add_arguments, options_from
 from miniclip.config import (
     MODELS,
     CLIPConfig,
+    ConfigError,
     PreprocessConfig,
     ResNetConfig,
     TextConfig,
     ViTConfig,
+    from_arguments,
     openai_transformer,
     to_json,
 )
 from miniclip.data.synthetic import COLORS, CORNERS, create_synthetic, draw_shape
 from miniclip.io import write_atomically, write_json
+from miniclip.loading import blank_model
 from miniclip.models import CLIP
+from miniclip.preprocess import Preprocess
 from miniclip.training import fast
 from miniclip.training.checkpoint import (
     LAST,
@@ -40,7 +47,7 @@ from miniclip.training.checkpoint import (
 from miniclip.training.diverged import explain
 from miniclip.training.gradient_cache import Embedder
 from miniclip.training.optim import build_optimizer, freeze, learning_rate, training_mode
-from miniclip.training.options import TrainOptions
+from miniclip.training.options import MODEL_SIZE, TrainOptions
 from miniclip.training.plot import plot, read_log
 from miniclip.training.report import STUCK_AFTER, Reporter
 from miniclip.training.sizes import SIZES, model_config
@@ -95,6 +102,64 @@ def test_sizes_have_heads_of_64():
         assert all(tower.width == 64 * tower.heads for tower in towers if tower)
         if isinstance(config.vision, ResNetConfig):
             assert 32 * config.vision.width == 64 * config.vision.heads
+
+
+def test_the_help_of_the_sizes_says_what_they_are():
+    for name, config in SIZES.items():
+        millions = round(sum(x.numel() for x in blank_model(config, torch.float32).parameters()) / 1e6)
+        assert re.search(rf"{name} \({millions} M.*?, .*?{config.vision.image_size}", MODEL_SIZE)
+
+
+# openai/CLIP's arguments for its released models, as its build_model infers them from the files
+ARGUMENTS = {
+    "RN50": (1024, 224, (3, 4, 6, 3), 64, None, 77, 49408, 512, 8, 12),
+    "RN50x16": (768, 384, (6, 8, 18, 8), 96, None, 77, 49408, 768, 12, 12),
+    "ViT-B/32": (512, 224, 12, 768, 32, 77, 49408, 512, 8, 12),
+    "ViT-L/14@336px": (768, 336, 24, 1024, 14, 77, 49408, 768, 12, 12),
+}
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_the_arguments_of_openai_describe_its_models(name, tmp_path):
+    named = dict(zip(list(signature(from_arguments).parameters)[:10], ARGUMENTS[name], strict=True))
+    assert from_arguments(**named) == MODELS[name].config == from_arguments(*ARGUMENTS[name])
+    assert from_arguments(**named | {"embed_dim": 640}) != MODELS[name].config
+    write_json(tmp_path / "a.json", named | {"mean": [0.5] * 3, "std": [0.5] * 3, "activation": "gelu"})
+    other = model_config(str(tmp_path / "a.json"))
+    assert (other.activations, other.preprocess.mean, other.preprocess.std) == ({"gelu"}, (0.5,) * 3, (0.5,) * 3)
+
+
+def test_a_model_from_arguments_is_new_and_in_training_mode():
+    model = CLIP.from_arguments(16, 32, 1, 64, 16, 9, 49408, 24, 3, 2, mean=(0.5,) * 3, std=(0.5,) * 3)
+    assert model.training and model.config.text.transformer.heads == 3
+    assert model.visual.conv1.weight.shape == (64, 3, 16, 16)
+    assert model.visual.proj.shape == (64, 16) and model.transformer.resblocks[1].mlp.c_fc.weight.shape == (96, 24)
+    black_and_white = Image.fromarray(np.repeat(np.array([[0, 255]], np.uint8), 2, 0)).resize((64, 64), 0)
+    pixels = Preprocess(model.config.preprocess)(black_and_white)
+    assert (pixels.min().item(), pixels.max().item()) == (-1, 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"vision_patch_size": None}, "vision_patch_size is None; expected an integer from 1 to 32"),
+        ({"vision_layers": (2, 2, 2, 2)}, "vision_patch_size is 16; expected None for a ResNet"),
+        ({"vision_layers": (2, 2), "vision_patch_size": None}, "expected the blocks of four stages"),
+        ({"vision_layers": "12"}, "vision_layers is '12'"),
+        ({"vision_width": 48}, "expected 64 or more"),
+        ({"transformer_width": "wide"}, "transformer_width is 'wide'"),
+        ({"transformer_heads": 5}, "width 64 does not divide into 5 heads"),
+        ({"std": (0, 1, 1)}, "three positive numbers"),
+        ({"mean": 5}, "not iterable"),
+        ({"wings": 5}, "unexpected keyword argument 'wings'"),
+    ],
+)
+def test_wrong_arguments_are_named(change, message, tmp_path):
+    names = list(signature(from_arguments).parameters)
+    named = dict(zip(names, (16, 32, 1, 64, 16, 9, 49408, 64, 1, 2), strict=False)) | change
+    write_json(tmp_path / "a.json", named)
+    with pytest.raises(ConfigError, match=rf"a\.json: .*{message}"):
+        model_config(str(tmp_path / "a.json"))
 
 
 WINGED = to_json(VIT) | {"vision": {"kind": "vit", "patch_size": 3, "wings": 2}}
