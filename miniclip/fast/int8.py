@@ -45,9 +45,10 @@ class Int8Linear(Linear):
 
     def __call__(self, x: Tensor, activation: str = "none") -> Tensor:
         name = ONEDNN_NAMES.get(activation, activation)
+        dtype = self.dtype if activation == "none" else torch.float32  # the next product would widen it to quantise it
         weight = self.weight, self.scales, self.zeros, self.bias
         return torch.ops.onednn.qlinear_pointwise.default(
-            *quantize_activations(x), *weight, 1.0, 0, self.dtype, name, [], "none"
+            *quantize_activations(x), *weight, 1.0, 0, dtype, name, [], "none"
         )
 
     def add(self, x: Tensor, total: Tensor) -> Tensor:
@@ -63,7 +64,9 @@ def quantize_activations(x: Tensor) -> tuple[Tensor, float, int]:
     lowest, highest = min(lowest, 0.0), max(highest, 0.0)  # 0 has to be among the values
     scale = max(highest - lowest, 1e-30) / 255
     zero = round(-lowest / scale)
-    return torch.quantize_per_tensor(x.float(), scale, zero, torch.quint8).int_repr(), scale, zero
+    quantised = torch.quantize_per_tensor(x.float(), scale, zero, torch.quint8)
+    integers = torch.empty(0, dtype=torch.uint8)  # the same memory: int_repr would copy it, one value at a time
+    return integers.set_(quantised.untyped_storage(), 0, quantised.shape, quantised.stride()), scale, zero
 
 
 @functools.cache
