@@ -25,7 +25,7 @@ def similarity_softmax(x: Tensor, c: Tensor, logit_scale: Tensor, *, backend: st
         from miniclip.kernels.similarity import similarity_softmax as kernel
 
         return kernel(x, c, logit_scale)
-    return _scaled_cosines(x, c, logit_scale).softmax(dim=1)
+    return (logit_scale * _unit(x, x.dtype) @ _unit(c, x.dtype).T).softmax(dim=1)
 
 
 def similarity_topk(
@@ -43,8 +43,8 @@ def similarity_topk(
         return kernel(x, c, logit_scale, k)
     if not 1 <= k <= len(c):
         raise ValueError(f"k is {k}; expected 1 to {len(c)}, the number of classes")
-    rows = max(1, CHUNK_LOGITS // len(c))
-    parts = [_topk(_scaled_cosines(part, c, logit_scale), k) for part in x.split(rows)]
+    rows, classes = max(1, CHUNK_LOGITS // len(c)), _unit(c, x.dtype).T
+    parts = [_topk(logit_scale * _unit(part, x.dtype) @ classes, k) for part in x.split(rows)]
     return tuple(torch.cat(part) for part in zip(*parts, strict=True))
 
 
@@ -80,6 +80,6 @@ def _best(logits: Tensor, k: int) -> Tensor:
     return index.gather(1, logits.gather(1, index).sort(dim=1, descending=True, stable=True).indices)
 
 
-def _scaled_cosines(x: Tensor, c: Tensor, logit_scale: Tensor) -> Tensor:
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    return logit_scale * F.normalize(x.to(dtype), dim=1) @ F.normalize(c.to(dtype), dim=1).T
+def _unit(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x [N, E], each row of unit length, in this dtype, but at least in float32."""
+    return F.normalize(x.to(torch.promote_types(dtype, torch.float32)), dim=1)

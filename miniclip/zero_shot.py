@@ -165,12 +165,18 @@ def shares(found: Tensor, ks: Sequence[int]) -> dict[int, float]:
     return {k: (found < k).double().mean().item() for k in ks}
 
 
-def classify(images: Tensor, weights: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def classify(
+    images: Tensor, weights: Tensor, targets: Tensor, device: str | torch.device = "cpu"
+) -> tuple[Tensor, Tensor]:
     """The nearest class of each picture, and the rank of its true class, both int64 [N].
 
-    images: [N, E], of unit length; weights: [E, C]; targets: int64 [N].
+    images: [N, E], of unit length; weights: [E, C]; targets: int64 [N]. device: where the scores are computed; on a GPU
+    from embeddings in float16, as `probabilities` are.
     """
-    parts = [(scores.argmax(dim=1), ranks(scores, own)) for scores, own in _scores(images, weights, targets)]
+    parts = [
+        (scores.argmax(dim=1).cpu(), ranks(scores, own.to(scores.device)).cpu())
+        for scores, own in _scores(images, weights, targets, torch.ones((), device=device))
+    ]
     predicted, found = (torch.cat(part) for part in zip(*parts, strict=True))
     return predicted, found
 
@@ -195,8 +201,11 @@ def nearest(images: Tensor, weights: Tensor, logit_scale: Tensor, k: int = 1) ->
     return found[0].cpu(), found[1].cpu()
 
 
-def _scores(images: Tensor, weights: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Some rows at a time of the scores [N, C], which may not fit in memory, with their targets."""
+def _scores(images: Tensor, weights: Tensor, targets: Tensor, one: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Some rows at a time of scores [N, C], which may not fit in memory, with their targets. Scores are cosines; if
+    `one` is on a GPU, the softmax of the cosines, which has the same order."""
+    if one.is_cuda:
+        images, classes = beside(one, images, weights.T)
     size = max(1, CHUNK_SCORES // weights.shape[1])
     for chunk, own in zip(images.split(size), targets.split(size), strict=True):
-        yield chunk @ weights, own
+        yield similarity_softmax(chunk, classes, one) if one.is_cuda else chunk @ weights, own

@@ -9,12 +9,19 @@ In a .txt file, lines are found instead. Several queries are averaged. The score
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from miniclip.commands.index import MODEL
 from miniclip.commands.options import add_json, add_model, add_pictures, load_model, output_file, path, positive
 from miniclip.commands.output import complain, report_rejected, show, show_json, shown
 from miniclip.io import printable
 from miniclip.search.index import DEFAULT_MODEL, Hit, Index, SearchError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from miniclip.models import CLIP
 
 INDEX = "an index of `miniclip index`, a folder of pictures, or a .txt file with a caption in each line"
 UNWANTED = "words or a picture to stay away from: half of its score is subtracted; may be repeated"
@@ -56,8 +63,14 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _search_index(options: argparse.Namespace) -> list[Hit]:
+def _query(model: CLIP, preprocess: Callable, options: argparse.Namespace) -> Tensor:
+    """The query as one vector, on the model's device, where it is searched for."""
     from miniclip.search.query import embed_query
+
+    return embed_query(model, preprocess, options.query, options.unwanted).to(model.logit_scale.device)
+
+
+def _search_index(options: argparse.Namespace) -> list[Hit]:
     from miniclip.search.update import check_model
 
     index = Index(options.index)
@@ -70,8 +83,8 @@ def _search_index(options: argparse.Namespace) -> list[Hit]:
     if not len(index):
         raise SearchError(f"{options.index} is empty; `miniclip index FOLDER -o {options.index}` adds to it")
     options.upright = options.upright or index.settings.upright
-    query = embed_query(*load_model(options), options.query, options.unwanted)
-    (hits,) = approximate.search(index, query, options.top) if options.faiss else index.search(query, options.top)
+    query = _query(*load_model(options), options)
+    (hits,) = approximate.search(index, query.cpu(), options.top) if options.faiss else index.search(query, options.top)
     return hits
 
 
@@ -80,7 +93,6 @@ def _search_folder(options: argparse.Namespace) -> list[Hit]:
     from miniclip.data.pictures import scan
     from miniclip.embed import embed_images
     from miniclip.search.exact import top_k
-    from miniclip.search.query import embed_query
 
     if options.faiss:
         raise SearchError(f"{options.index} is a folder; --faiss is for an index: `miniclip index --faiss`")
@@ -89,7 +101,7 @@ def _search_folder(options: argparse.Namespace) -> list[Hit]:
         raise SearchError(f"{options.index} is not an index, and there are no pictures in it")
     options.model = options.model or DEFAULT_MODEL
     model, preprocess = load_model(options)
-    query = embed_query(model, preprocess, options.query, options.unwanted)
+    query = _query(model, preprocess, options)
     embeddings, faults = embed_images(model, preprocess, list(found.pictures))
     report_rejected([*found.faults.values(), *faults.values()], len(found.pictures) + len(found.faults))
     paths = [picture for i, picture in enumerate(found.pictures) if i not in faults]
@@ -101,7 +113,6 @@ def _search_captions(options: argparse.Namespace) -> list[Hit]:
     from miniclip.data.text import read_lines
     from miniclip.embed import embed_texts
     from miniclip.search.exact import top_k
-    from miniclip.search.query import embed_query
 
     if options.html or options.faiss:
         raise SearchError(f"{options.index} has captions; --html and --faiss are for an index of pictures")
@@ -110,7 +121,7 @@ def _search_captions(options: argparse.Namespace) -> list[Hit]:
         raise SearchError(f"{options.index} has no lines; expected one caption in each line")
     options.model = options.model or DEFAULT_MODEL
     model, preprocess = load_model(options)
-    query = embed_query(model, preprocess, options.query, options.unwanted)
+    query = _query(model, preprocess, options)
     embeddings, faults = embed_texts(model, captions)
     if faults:
         raise SearchError(f"{options.index}: {next(iter(faults.values()))}")

@@ -78,7 +78,8 @@ def evaluate(
     tasks = as_list(tasks)
     examples = read_dataset(examples) if isinstance(examples, str | Path) else examples
     classes = class_names(examples) if classes is None else list(dict.fromkeys(as_list(classes)))
-    kept = [example for example in examples if example.captions[0] in set(classes)]
+    known = set(classes)
+    kept = [example for example in examples if example.captions[0] in known]
     if not kept:
         raise DataError(f"none of the {len(examples)} pictures has a name among the {len(classes)} classes")
     # Before the pictures, which take longer, so that an error in a template is reported at once.
@@ -99,10 +100,10 @@ def evaluate(
         result["retrieval"], too_long = _retrieval(study)
         result["rejected"] += too_long
     if set(tasks) & set(PROBES):
-        known = [example for example in train if example.captions[0] in set(classes)]
-        if not known:
+        learnable = [example for example in train if example.captions[0] in known]
+        if not learnable:
             raise DataError(f"a probe has {len(train)} pictures to learn from, none of them of a known class")
-        learnt = embed(known)
+        learnt = embed(learnable)
         result["rejected"] += learnt.rejected
         data = learnt.images, learnt.targets, study.images, study.targets
         if "linear-probe" in tasks:
@@ -114,7 +115,7 @@ def evaluate(
 
 def _zero_shot(study: Study, weights: Tensor, seed: int) -> dict:
     classes, targets = study.classes, study.targets
-    predicted, found = classify(study.images, weights, targets)
+    predicted, found = classify(study.images, weights, targets, study.device)
     probabilities = nearest(study.images, weights, study.model.logit_scale.exp())[0][:, 0]
     matrix = confusion_matrix(targets, predicted, len(classes))
     accuracy, right = shares(found, (1, 5)), found < 1

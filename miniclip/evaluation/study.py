@@ -41,6 +41,11 @@ class Study:
         """The factor that the model multiplies cosines by to get logits; 100 in OpenAI's models."""
         return self.model.logit_scale.exp().item()
 
+    @property
+    def device(self) -> torch.device:
+        """The model's, where large products are computed."""
+        return self.model.logit_scale.device
+
 
 def embed_study(
     name: str,

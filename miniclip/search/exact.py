@@ -11,10 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from miniclip.cosines import similarity_topk
+
 PIECE = 1 << 14  # rows that a thread takes at a time
 CONVERTED = 1 << 19  # numbers that a thread converts to float32 at a time: 2 MiB, which fit in the cache
 AGAIN = 1 << 12  # products that are computed again at a time
 SPAN = 128  # rows whose maximum is computed before single rows are compared
+GPU_ROWS = 1 << 18  # rows that a GPU searches at a time
+SPARE = 6  # rows beyond the k best that a GPU ranks in float64; the kernel gives at most 16, and 10 are the usual k
 
 _starting = threading.Lock()
 
@@ -23,14 +27,17 @@ def top_k(blocks: Iterable[Tensor], queries: Tensor, k: int) -> tuple[Tensor, Te
     """The k rows with the highest product with each query, best first; of equal ones the lower row first.
 
     blocks: [n, E] of one float dtype, finite, of at most unit length; all their rows are searched
-    queries: float [Q, E], on the CPU
-    Returns scores float32 and row numbers int64, both [Q, k], or less wide if there are fewer rows.
+    queries: float [Q, E]; if they are on a CUDA GPU, the rows are searched there
+    Returns scores float32 and row numbers int64, both [Q, k], or less wide if there are fewer rows, on the CPU.
 
     Quick products, whose error is bounded, find the candidates, and products in float64 rank them. So the result is
     exact, and a score does not depend on the row's place, as the rounding of a matrix product does. Each thread takes
     the next piece. PyTorch's own threads would wait for each other after every short operation, which takes longer.
     """
     queries = queries.float()
+    if queries.is_cuda:
+        return top_k_by_cosine(blocks, queries, k)
+    queries = queries.cpu()
     best = _Best(queries, k)
     pieces = _Shared(_pieces(blocks))
 
@@ -42,6 +49,54 @@ def top_k(blocks: Iterable[Tensor], queries: Tensor, k: int) -> tuple[Tensor, Te
     _in_single_threaded_workers(work)
     _, row, score = best.rows
     return score.view(len(queries), -1), row.view(len(queries), -1)
+
+
+def top_k_by_cosine(blocks: Iterable[Tensor], queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """`top_k` on the device of the queries, float32, where `similarity_topk` finds the candidates."""
+    scores, rows = torch.empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.int64)
+    first = 0
+    for block in _joined((block.to(queries.device) for block in blocks), GPU_ROWS):
+        score, row = _best_by_cosine(block, queries, k)
+        scores, order = torch.cat([scores, score], dim=1).sort(dim=1, descending=True, stable=True)
+        rows = torch.cat([rows, first + row], dim=1).gather(1, order)[:, :k]
+        scores, first = scores[:, :k], first + len(block)
+    return scores, rows
+
+
+def _joined(blocks: Iterable[Tensor], rows: int) -> Iterator[Tensor]:
+    """The same rows in blocks of at least `rows`; the last one may have fewer."""
+    waiting: list[Tensor] = []
+    for block in blocks:
+        waiting.append(block)
+        if sum(map(len, waiting)) >= rows:
+            yield torch.cat(waiting)
+            waiting = []
+    if any(map(len, waiting)):
+        yield torch.cat(waiting)
+
+
+def _best_by_cosine(rows: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Scores and numbers of the k best rows, on the CPU, best first.
+
+    `similarity_topk` rounds the queries to the rows' dtype and divides by the rows' lengths. Where the error of that
+    could let one of the k best rows be missing among k + SPARE candidates, the query is answered on the CPU. (TF32
+    products, which PyTorch's settings can allow, have larger errors.)
+    """
+    count, norm, unit = min(k + SPARE, len(rows)), queries.norm(dim=1), F.normalize(queries, dim=1)
+    rounded, one = unit.to(rows.dtype), torch.ones((), device=queries.device)
+    found = similarity_topk(rounded, rows, one, count)[1].sort(dim=1).values
+    parts = zip(queries.split(AGAIN), found.split(AGAIN), strict=True)
+    scores = torch.cat([(q[:, None].double() * rows[r].double()).sum(dim=2) for q, r in parts]).float()
+    scores, order = scores.sort(dim=1, descending=True, stable=True)
+    answers = scores[:, :k].cpu(), found.gather(1, order)[:, :k].cpu()
+    if count < len(rows):
+        off = (torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32) - 1).abs().amax()
+        error = norm * ((unit - rounded).norm(dim=1) + 2 * off + rows.shape[1] * 2**-22)
+        unsure = (scores[:, k - 1] - scores[:, -1] <= 2 * error).nonzero()[:, 0].cpu()
+        if len(unsure):
+            for answer, exact in zip(answers, top_k([rows.cpu()], queries.cpu()[unsure], k), strict=True):
+                answer[unsure] = exact
+    return answers
 
 
 class _Multiply:

@@ -152,7 +152,8 @@ class Index:
     def search(self, queries: Tensor, top: int = 10) -> list[list[Hit]]:
         """For each query the pictures of the highest score, best first; of equal scores the lower row first.
 
-        queries: float [Q, E] on the CPU, see `embed_query`. Exact, in memory that does not grow with the index.
+        queries: float [Q, E], see `embed_query`; on a GPU, they are compared there, which pays for many queries. Exact,
+        in memory that does not grow with the index.
         """
         from miniclip.search.exact import top_k
 

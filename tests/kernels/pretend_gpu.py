@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 
 from miniclip.config import MODELS
 from miniclip.fast import clip as fast_clip
@@ -36,8 +37,27 @@ def pretend_gpu(monkeypatch: pytest.MonkeyPatch, name: str = "sm_90"):
     monkeypatch.setattr(fast_clip, "applies", lambda *_: True)  # fake tensors are not of the types that these look for
     monkeypatch.setattr(fast_clip, "tensors_of", lambda *_: [])
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    with FakeTensorMode(), _Repairs(), torch.no_grad():
-        yield
+    with FakeTensorMode() as mode, _Repairs(), torch.no_grad():
+        yield mode
+
+
+def shadowed(function, mode: FakeTensorMode, seen: Launches):
+    """`function` for a program with real tensors. It is called with tensors that say they are on the GPU, once for the
+    same shapes, and its launches are counted; the program gets unit vectors of the result's shape."""
+    results = {}
+
+    def real(x: Tensor) -> Tensor:
+        return torch.full(x.shape, x.shape[-1] ** -0.5 if x.is_floating_point() else 0, dtype=x.dtype)
+
+    def run(*args, **kwargs):
+        key = str(tree_map(lambda x: (x.shape, x.dtype) if isinstance(x, Tensor) else x, (args, kwargs)))
+        if key not in results:
+            with mode, seen, torch.no_grad():
+                fakes = tree_map(lambda x: mode.from_tensor(x) if type(x) is Tensor else x, args)
+                results[key] = function(*fakes, **kwargs)
+        return tree_map(lambda x: real(x) if isinstance(x, Tensor) else x, results[key])
+
+    return run
 
 
 def texts_of(monkeypatch: pytest.MonkeyPatch, longest: int, tokens: int) -> list:
@@ -80,11 +100,13 @@ class Launches(TorchDispatchMode):
 
 
 class _Repairs(TorchFunctionMode):
-    """What PyTorch without CUDA does not do with such tensors: indexing, and the choice of an attention."""
+    """What PyTorch without CUDA does not do with such tensors: indexing, `~`, and the choice of an attention."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function is Tensor.__getitem__:
+        if function is Tensor.__getitem__ and isinstance(args[0], FakeTensor):
             return _index(*args)
+        if function is Tensor.__invert__ and isinstance(args[0], FakeTensor):
+            return torch.ops.aten.bitwise_not(args[0])
         if function is F.scaled_dot_product_attention:  # one launch, and the layout of the flash kernel's result
             n, heads, length, d = args[0].shape
             torch.ops.aten.relu(args[0])

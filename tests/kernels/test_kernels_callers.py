@@ -1,4 +1,4 @@
-"""Zero-shot classification reaches the similarity kernels: which functions the commands call, and what those run as."""
+"""What reaches the kernels: programs on a GPU that is not there, and commands in Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -10,12 +10,20 @@ import torch.nn.functional as F
 from PIL import Image
 
 pytest.importorskip("triton", reason="Triton is not installed; it is there for Linux only")
-from pretend_gpu import HALF, Launches, pretend_gpu
+from pretend_gpu import HALF, Launches, on_gpu, pretend_gpu, shadowed, texts_of
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
-from miniclip import load, zero_shot
+import miniclip.kernels.interpreter  # noqa: F401  (repairs the interpreter)
+from miniclip import cosines, embed, load, zero_shot
 from miniclip.commands import main
+from miniclip.data.lists import Example
+from miniclip.data.synthetic import create_synthetic
+from miniclip.evaluation import classifiers, evaluate, report
 from miniclip.evaluation.classifiers import ZeroShotClassifier
-from miniclip.kernels import dispatch
+from miniclip.fast.clip import FastCLIP
+from miniclip.kernels import contrastive_loss, dispatch, similarity
+from miniclip.search import exact
+from miniclip.training import loss
 
 
 @pytest.fixture
@@ -39,6 +47,38 @@ def test_nearest_classes_on_a_gpu(pictures, kernel, monkeypatch):
             probability, index = zero_shot.nearest(images, weights, torch.ones((), device="cuda"), 5)
     assert bool(seen.names["similarity_topk"]) == kernel
     assert probability.device.type == index.device.type == "cpu" and index.shape == (pictures, 5)
+
+
+LARGE = {"attention_varlen", "add_layer_norm", "bias_quick_gelu", "similarity_topk"}
+
+
+@pytest.mark.parametrize("pictures, classes, kernels", [(16_000, 4200, LARGE), (3, 40, set())])
+@pytest.mark.parametrize("through", ["evaluate", "ZeroShotClassifier"])
+def test_by_default_from_pictures_to_answers(through, pictures, classes, kernels, monkeypatch):
+    """What a GPU would launch for whole programs. ViT-L/14, 32 pictures at a time, 256 texts at a time."""
+    names, picture = [f"thing {i}" for i in range(classes)], Image.new("RGB", (8, 8))
+    with pretend_gpu(monkeypatch) as mode:
+        model, seen = on_gpu("ViT-L/14"), Launches()
+        texts_of(monkeypatch, 9, 256 * 9)
+        encode = model.encode_image
+        monkeypatch.setattr(model, "encode_image", lambda x, **how: encode(x.expand(-1, -1, 224, 224), **how))
+        for module in embed, zero_shot, report, classifiers:
+            for name in "_encode", "nearest", "probabilities", "classify":
+                if hasattr(module, name):
+                    monkeypatch.setattr(module, name, shadowed(getattr(module, name), mode, seen))
+        monkeypatch.setattr("miniclip.cosines._topk", lambda x, k: (x[:, :k], x[:, :k].long(), x[:, 0]))
+        with unset_fake_temporarily():
+            preprocess = lambda image: torch.zeros(3, 1, 1)  # noqa: E731
+            monkeypatch.setattr(classifiers, "Preprocess", lambda config: preprocess)
+            if through == "evaluate":
+                examples = [Example(picture, (names[0],), source="a picture")] * pictures
+                found = evaluate(model, preprocess, examples, classes=names, tasks="zero-shot")
+                assert found["pictures"] == len(found["zero_shot"]["predictions"]) == pictures
+            else:
+                found = ZeroShotClassifier(model, names).predict([picture] * pictures)
+                assert found == names[:1] * pictures
+    assert dispatch.MEASURES.keys() & seen.names.keys() == kernels
+    assert seen.names["bmm"] + seen.names["mm"] + seen.names["addmm"] > 100  # both towers ran
 
 
 def test_probabilities_on_a_gpu(monkeypatch):
@@ -70,6 +110,7 @@ def test_the_same_numbers_as_by_hand(called):
 
 def test_the_classifier(called, tmp_path):
     model, _ = load("tiny-ViT", device="cpu")
+    assert type(model) is FastCLIP and model.visual.transformer.resblocks[0].attn.backend is None  # as `on_gpu`
     classifier = ZeroShotClassifier(model, ["a red circle", "a blue square", "a green triangle"])
     images = F.normalize(torch.randn(5, 256), dim=1)
     scores = classifier.scores(images)
@@ -80,15 +121,72 @@ def test_the_classifier(called, tmp_path):
     assert called == ["similarity_topk", "similarity_topk", "similarity_softmax"]
 
 
-def test_commands(called, tmp_path, capsys):
-    picture = tmp_path / "red.png"
+@pytest.fixture
+def reached(monkeypatch) -> set[str]:
+    """The kernels that ran, in Triton's interpreter: on the CPU everything is taken by its kernel."""
+    names = set()
+    for module, name in (
+        (similarity, "similarity_softmax"),
+        (similarity, "similarity_topk"),
+        (contrastive_loss, "contrastive_loss"),
+    ):
+        real = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *args, name=name, real=real: names.add(name) or real(*args))
+    for module in cosines, loss:
+        monkeypatch.setattr(module, "use_kernel", lambda *_: True)
+    return names
+
+
+def scores(capsys, *arguments: str) -> list[float]:
+    """All numbers below 1 that a command prints as JSON, in order."""
+    capsys.readouterr()
+    assert main([*map(str, arguments), "--json"]) == 0
+    numbers = []
+    json.loads(capsys.readouterr().out, parse_float=lambda text: numbers.append(float(text)))
+    return numbers
+
+
+def test_each_command_reaches_its_kernel(request, capsys, monkeypatch, tmp_path):
+    picture, captions = tmp_path / "red.png", tmp_path / "captions.txt"
     Image.new("RGB", (64, 64), "red").save(picture)
-    assert main(["classify", "--model", "tiny-ViT", "--labels", "a cat,a dog", "--json", str(picture)]) == 0
-    assert sum(json.loads(capsys.readouterr().out)[0]["probabilities"].values()) == pytest.approx(1)
-    assert called == ["similarity_softmax"]
-    called.clear()
-    assert main(["evaluate", "sample", "--model", "tiny-ViT", "--task", "zero-shot", "--json"]) == 0
-    assert called == ["similarity_topk"]
+    captions.write_text("".join(f"a {kind} thing\n" for kind in ("red", "blue", "green", "large", "small", "flat")))
+    commands = {
+        ("classify", picture, "--labels", "red,blue,a green thing", "--model", "tiny-ViT"): "similarity_softmax",
+        ("evaluate", "sample", "--task", "zero-shot", "--model", "tiny-ViT"): "similarity_topk",
+        ("search", captions, "something red", "--top", 4, "--model", "tiny-ViT"): "similarity_topk",
+    }
+    plain = [scores(capsys, *command) for command in commands]
+    reached = request.getfixturevalue("reached")
+    monkeypatch.setattr(exact, "top_k", exact.top_k_by_cosine)  # as where the model is on a GPU
+    for (command, kernel), expected in zip(commands.items(), plain, strict=True):
+        reached.clear()
+        assert scores(capsys, *command) == pytest.approx(expected, abs=2e-5)
+        assert reached == {kernel}
+
+
+def test_training_reaches_the_loss_kernel(reached, monkeypatch, tmp_path):
+    create_synthetic(tmp_path, train=2, val=1)
+    monkeypatch.setitem(loss.LOSSES, "interpreted", loss.LOSSES["triton"])  # which the command takes on a GPU only
+    for name, kernels in (("softmax", set()), ("interpreted", {"contrastive_loss"})):
+        command = ["train", tmp_path / "train.json", "--loss", name, "--output", tmp_path / name, "--steps", 1]
+        assert main([*map(str, command), "--batch-size", "6", "--device", "cpu"]) == 0
+        assert reached == kernels
+    lines = [
+        json.loads((tmp_path / name / "log.jsonl").read_text().splitlines()[0]) for name in ("softmax", "interpreted")
+    ]
+    assert lines[0]["loss"] == pytest.approx(lines[1]["loss"], rel=1e-3)
+
+
+def test_queries_on_a_gpu_are_searched_there(monkeypatch):
+    """16 rows, so that all are candidates: which queries to compute again needs numbers, and here are none."""
+    monkeypatch.setattr(exact, "AGAIN", 1 << 30)
+    monkeypatch.setattr(cosines, "_topk", lambda x, k: (x[:, :k], x[:, :k].long(), x[:, 0]))
+    for queries, kernel in ((1 << 22, False), ((1 << 22) + 1, True)):
+        with pretend_gpu(monkeypatch), Launches() as seen:
+            rows = torch.empty(16, 64, dtype=torch.float16)
+            found = exact.top_k([rows[:7], rows[7:]], torch.empty(queries, 64, device="cuda"), 10)
+        assert [x.device.type for x in found] == ["cpu", "cpu"] and found[1].shape == (queries, 10)
+        assert bool(seen.names["similarity_topk"]) == kernel
 
 
 def test_models_says_what_runs_as_what(capsys, monkeypatch):

@@ -82,6 +82,41 @@ def test_how_far_products_can_be_off(queries, width):
     assert (off > error / 1e4).all() and (error < 3e-3).all()  # nor is it a bound of no use
 
 
+@pytest.mark.parametrize("kind", ["half", "float", "some are shorter", "all equal", "close"])
+def test_what_a_gpu_computes(kind, monkeypatch):
+    """Its answers are the CPU's, which computes those that the similarities leave in doubt."""
+    monkeypatch.setattr(exact, "GPU_ROWS", 300)
+    rows, asked = unit(1000, 64).half(), 1.7 * unit(40, 64, seed=1)
+    if kind == "float":
+        rows = unit(1000, 64)
+    if kind == "some are shorter":  # so that the best cosines are not the best products
+        rows = rows * torch.linspace(0.2, 1, 1000)[:, None].half()
+    if kind == "all equal":
+        rows, asked = rows[:1].expand(1000, -1), torch.cat([asked, torch.zeros(1, 64)])
+    if kind == "close":  # by less than the rounding of the queries
+        rows = F.normalize(rows[:1].float() + 4e-4 * unit(1000, 64), dim=1).half()
+    blocks = rows.split([7, 293, 0, 400, 1, 299])
+    on_cpu = []
+    monkeypatch.setattr(exact, "top_k", lambda *arguments: on_cpu.append(len(arguments[1])) or top_k(*arguments))
+    scores, found = exact.top_k_by_cosine(blocks, asked, 10)
+    expected = top_k(blocks, asked, 10)
+    assert torch.equal(found, expected[1])
+    torch.testing.assert_close(scores, expected[0], atol=2e-7, rtol=0)
+    assert (sum(on_cpu) < 3 * len(asked)) == (kind in ("half", "float"))  # of three pieces
+
+    nothing = torch.zeros(len(asked), 10)
+    monkeypatch.setattr(exact, "top_k", lambda rows, asked, k: (nothing[: len(asked)], nothing[: len(asked)].long()))
+    assert torch.equal(exact.top_k_by_cosine(blocks, asked, 10)[1], found) == (not on_cpu)  # negative control
+
+
+def test_few_rows_by_similarity():
+    for sizes, k in (((3, 0), 10), ((1,), 1), ((20,), 20), ((20,), 15)):
+        blocks, asked = [unit(size, 32, seed=size).half() for size in sizes], unit(4, 32, seed=9)
+        for found, expected in zip(exact.top_k_by_cosine(blocks, asked, k), top_k(blocks, asked, k), strict=True):
+            torch.testing.assert_close(found, expected, atol=2e-7, rtol=0)
+    assert exact.top_k_by_cosine([], unit(4, 32), 3)[1].shape == top_k([], unit(4, 32), 3)[1].shape == (4, 0)
+
+
 @pytest.mark.parametrize("threads", [1, 3])
 def test_of_equal_rows_the_lower_comes_first(threads, monkeypatch):
     """Twelve different rows, each hundreds of times and at the ends of blocks, which products round differently."""

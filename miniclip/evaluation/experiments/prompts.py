@@ -48,7 +48,7 @@ def measure(study: Study, templates: Sequence[str] = ("pictograms", "cifar", "im
 
 
 def _right(study: Study, weights: Tensor) -> Tensor:
-    _, ranks = classify(study.images, weights, study.targets)
+    _, ranks = classify(study.images, weights, study.targets, study.device)
     return ranks == 0
 
 

@@ -21,7 +21,7 @@ def compare(study: Study, wordings: Mapping[str, Tensor], data: str) -> dict:
     which the table of models has published accuracies."""
     rows = []
     for label, weights in wordings.items():
-        predicted, ranks = classify(study.images, weights, study.targets)
+        predicted, ranks = classify(study.images, weights, study.targets, study.device)
         confusion = confusion_matrix(study.targets, predicted, len(study.classes))
         rows.append({"strategy": label, "top1": share(ranks == 0), "confusion": confusion.tolist()})
     named = named_models().get(study.name)

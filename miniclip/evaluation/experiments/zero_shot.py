@@ -33,7 +33,7 @@ DRAWN = 4  # right answers, and as many wrong ones
 def measure(study: Study, templates: Sequence[str] = ("{}",), seed: int = 0) -> dict:
     """templates: prompts or names of sets, used as one ensemble. seed: which pictures are drawn."""
     weights = zero_shot_weights(study.model, study.classes, templates)
-    predicted, ranks = classify(study.images, weights, study.targets)
+    predicted, ranks = classify(study.images, weights, study.targets, study.device)
     probabilities = nearest(study.images, weights, study.model.logit_scale.exp())[0][:, 0]
     cosines = study.images @ weights
     number = len(study.classes)
