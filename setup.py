@@ -16,7 +16,7 @@ ONNX = ["onnx", "onnxruntime", "onnxscript"]
 FAISS = ["faiss-cpu"]
 HEIF = ["pillow-heif"]
 HUB = ["huggingface_hub"]
-FOR_TESTS = [*PLOT, *PICTOGRAMS, *WEBDATASET, *ONNX, *TRITON, *PROBE, *FAISS]
+FOR_TESTS = [*PLOT, *PICTOGRAMS, *WEBDATASET, *ONNX, *TRITON, *PROBE, *FAISS, *HUB]
 
 setup(
     name="miniclip",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -24,6 +25,15 @@ def read_own(tensors: Tensors, config: CLIPConfig | None, activation: str | None
     return config, tensors
 
 
+class HubModel(NamedTuple):
+    """A well-known model on the Hugging Face Hub, where `load` finds it by its name."""
+
+    config: CLIPConfig
+    data: str  # what it was trained on
+    imagenet: float | None  # published zero-shot top-1 accuracy, %
+    source: str  # of the accuracy
+
+
 @dataclass(frozen=True)
 class Family:
     """A family's own answers to what loading, saving, conformance and the bench ask.
@@ -32,6 +42,7 @@ class Family:
     stages                config -> every stage of a forward pass, in order
     fast                  the model with fast forms of its towers; None: there are none
     models                the models that `load` takes by name
+    hub                   well-known models on the Hugging Face Hub, by name
     owns                  tensor names of a file that states no config -> whether it is one of this family's
     read                  a file's tensors, the config (None: to be inferred), an activation that the user stated (None:
                           the usual one) -> the config, the tensors under the model's own names
@@ -48,6 +59,7 @@ class Family:
     stages: Callable[[CLIPConfig], list[Stage]]
     fast: Callable[[CLIPConfig], CLIP] | None = None
     models: Mapping[str, NamedModel] = field(default_factory=dict)
+    hub: Mapping[str, HubModel] = field(default_factory=dict)
     owns: Callable[[Collection[str]], bool] = lambda names: False
     read: Callable[[Tensors, CLIPConfig | None, str | None], tuple[CLIPConfig, Tensors]] = read_own
     write_directory: Callable[[CLIPConfig, Tensors, Path], None] | None = None

@@ -1,5 +1,8 @@
 """List the models that `load` and --model take by name, with their sizes and where their files are.
 
+The last table has well-known models on the Hugging Face Hub, which need `pip install "miniclip[hub]"`. `load` takes
+any other name on the Hub too, if the model is of an architecture that miniclip has.
+
     miniclip models
     miniclip models --json
     miniclip models --backend cuda
@@ -25,10 +28,11 @@ def run(options: argparse.Namespace) -> int:
     if options.backend:
         return _run_backend(options)
     rows = [_row(name) for name in _names()]
+    hub = _hub_rows()
     if options.json:
-        show_json(rows)
+        show_json([*rows, *hub])
     else:
-        show("\n".join([*_sizes_table(rows), "", *_published_table(rows)]))
+        show("\n".join([*_sizes_table(rows), "", *_published_table(rows), "", *_hub_table(hub)]))
     return 0
 
 
@@ -64,6 +68,18 @@ def _row(name: str) -> dict:
     return row
 
 
+def _hub_rows() -> list[dict]:
+    from miniclip.loading import FAMILIES
+
+    rows = []
+    for family in reversed(FAMILIES):
+        for name, model in family.hub.items():
+            published = {"imagenet": model.imagenet, "source": model.source} if model.imagenet else None
+            row = {"name": name, **_sizes(model.config), "file": None, "data": model.data, "published": published}
+            rows.append(row)
+    return rows
+
+
 def _sizes(config: CLIPConfig) -> dict[str, int]:
     """A model's parameters, pixels, and bytes in the half precision that OpenAI stores its models in."""
     import torch
@@ -97,4 +113,15 @@ def _published_table(rows: list[dict]) -> list[str]:
             parameters, latency = (f"{image} + {text}" for image, text in (figures["parameters"], figures["latency"]))
             accuracies = f"{figures['imagenet']:9}%{figures['average']:13}%"
             lines.append(f"{row['name']:16}{parameters:>16}{latency:>13}{accuracies}")
+    return lines
+
+
+def _hub_table(rows: list[dict]) -> list[str]:
+    lines = [
+        "Some models on the Hugging Face Hub (accuracy: zero-shot on ImageNet, from OpenCLIP's table of results):",
+        f"{'name':48}{'parameters':>13}{'pixels':>8}{'ImageNet':>10}  trained on",
+    ]
+    for row in rows:
+        accuracy = f"{row['published']['imagenet']:.1f}%" if row["published"] else ""
+        lines.append(f"{row['name']:48}{row['parameters']:13,}{row['pixels']:8}{accuracy:>10}  {row['data']}")
     return lines

@@ -11,6 +11,7 @@ from miniclip.family import Family
 from miniclip.fast.clip import FastCLIP
 from miniclip.models import CLIP
 from miniclip.openai import halves, stages
+from miniclip.openai.hub import HUB
 from miniclip.openai.resize import resize
 from miniclip.weights import huggingface, openclip
 from miniclip.weights.infer import infer_config
@@ -38,6 +39,7 @@ CLIPS = Family(
     read=read,
     stages=stages.stages,
     models=MODELS,
+    hub=HUB,
     resize=resize,
     write_directory=huggingface.write,
     read_openclip=openclip.read_model,

@@ -3,8 +3,10 @@
 import hashlib
 import importlib
 import json
+import re
 import sys
 import threading
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -15,10 +17,12 @@ from conformance.seeded import weights
 from miniclip import load
 from miniclip.errors import MissingExtraError
 from miniclip.loading import blank_model
+from miniclip.openai.hub import HUB
 from miniclip.save import save_checkpoint
 from miniclip.weights import CheckpointError
 from miniclip.weights.download import DownloadError
 from miniclip.weights.hub import is_hub_name
+from miniclip.weights.openclip import read_config
 
 CONFIG = CASES["vit"]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -183,3 +187,52 @@ def test_without_huggingface_hub(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(MissingExtraError, match=r'neither a file nor a named model.* pip install "miniclip\[hub\]"'):
         load("openai/clip-vit-base-patch32", "cpu")
+
+
+# The table of well-known names ----------------------------------------------------------------------------------------
+
+PARAMETERS = (  # in the name, millions as OpenCLIP's table of results has them
+    ("B-32-256x256", 151.29),
+    ("B-32|patch32|fashion", 151.28),
+    ("B-16|patch16|bioclip", 149.62),
+    ("large-patch14-336", 427.94),
+    ("L-14|large_?-?patch14", 427.62),
+    ("H-14-378", 986.71),
+    ("H-14|huge_patch14", 986.11),
+    ("g-14-laion2B-s34B", 1366.68),
+    ("bigG-14", 2539.57),
+)
+
+
+def millions(config) -> float:
+    return round(sum(p.numel() for p in blank_model(config, torch.float16).parameters()) / 1e6, 2)
+
+
+@pytest.mark.parametrize("name", HUB)
+def test_the_table_s_parameters_are_the_published_ones(name):
+    config = HUB[name].config
+    assert is_hub_name(name)
+    assert millions(config) == next(count for pattern, count in PARAMETERS if re.search(pattern, name))
+    layers = replace(config.text.transformer, layers=config.text.transformer.layers - 1)
+    assert millions(replace(config, text=replace(config.text, transformer=layers))) < millions(config) - 3
+
+
+def test_the_table_s_configs_are_openclip_s(tmp_path):
+    """Config and preprocessing of the pretrained weights that OpenCLIP 3.3.0 finds under these names."""
+    open_clip = pytest.importorskip("open_clip", "3.3.0")
+    table = importlib.import_module("open_clip.pretrained")._PRETRAINED
+    checked = set()
+    for model, tags in table.items():
+        for stated in tags.values():
+            name = stated.get("hf_hub", "").strip("/")
+            if name not in HUB or (stated.get("quick_gelu") and not model.endswith("-quickgelu")):
+                continue
+            preprocess = {key: stated[key] for key in ("mean", "std", "interpolation", "resize_mode")}
+            cfg = {"model_cfg": open_clip.get_model_config(model), "preprocess_cfg": preprocess}
+            (tmp_path / "open_clip_config.json").write_text(json.dumps(cfg))
+            assert read_config(tmp_path) == HUB[name].config, name
+            checked.add(name)
+    assert set(HUB) - checked == {
+        *("patrickjohncyh/fashion-clip", "imageomics/bioclip"),
+        *(name for name in HUB if name.startswith("openai/")),
+    }
