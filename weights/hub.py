@@ -10,12 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from miniclip.errors import require
+from miniclip.io import sha256_of
 from miniclip.weights.download import DownloadError
 from miniclip.weights.fields import Fields
 from miniclip.weights.stated import FORMATS
 
 PREFIX = "hf-hub:"
 NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(\w[\w./-]*))?")  # organisation/name@revision
+SHA256 = re.compile("[0-9a-f]{64}")
 PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")  # beside Hugging Face's config.json
 
 
@@ -41,30 +43,46 @@ def fetch_folder(name: str, cache: str | Path | None = None) -> Path:
     def get(file: str) -> Path | None:
         nonlocal revision
         try:
+            held = hub.try_to_load_from_cache(repository, file, cache_dir=cache, revision=revision)
             path = Path(hub.hf_hub_download(repository, file, revision=revision, cache_dir=cache))
         except errors.EntryNotFoundError:
             return None
         except Exception as error:  # of the network, of rights, and of names; of many types
             raise DownloadError(f"{name}: {file} can't be fetched from the Hub: {error!s:.500}") from error
+        if str(path) != held:
+            _check(name, path)
         revision = path.parent.name  # the commit: all files are of the same one
         return path
 
-    return _get_model(name, get)
+    return _get_model(name, get, f"on the Hub or, if that can't be reached, in {cache or hub.constants.HF_HUB_CACHE}")
 
 
-def _get_model(name: str, get: Callable[[str], Path | None]) -> Path:
-    """Get a config and its weights. `get` fetches a file of the repository, or returns None if it has no such file."""
+def _check(name: str, path: Path) -> None:
+    """Check a file that was just fetched against the sha256 by which huggingface_hub names large files in its cache."""
+    content = path.resolve()
+    if not SHA256.fullmatch(content.name) or (got := sha256_of(content)) == content.name:
+        return
+    path.unlink()
+    content.unlink()
+    raise DownloadError(f"{name}: {path.name} came with sha256 {got}, expected {content.name}; try again")
+
+
+def _get_model(name: str, get: Callable[[str], Path | None], where: str) -> Path:
+    """Get a config and its weights. `get` fetches a file of the repository, or returns None if it has no such file.
+
+    where: the places where `get` looks, for errors.
+    """
     for format in FORMATS:
         if config := get(format.config_file):
             break
     else:
         configs = ", ".join(format.config_file for format in FORMATS)
-        raise DownloadError(f"{name} has none of {configs} on the Hub or, if that can't be reached, in the cache")
+        raise DownloadError(f"{name} has none of {configs} {where}")
     for file in PREPROCESSORS if format.config_file == "config.json" else ():
         get(file)
     weights = next(filter(None, map(get, format.weights)), None)
     if weights is None:
-        raise DownloadError(f"{name} has no weights in any of {', '.join(format.weights)}")
+        raise DownloadError(f"{name} has no weights, any of {', '.join(format.weights)}, {where}")
     if weights.suffix == ".json":
         for shard in sorted(set(map(str, Fields.read(weights).section("weight_map").values.values()))):
             if shard != Path(shard).name or get(shard) is None:

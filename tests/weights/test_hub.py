@@ -27,6 +27,7 @@ from miniclip.weights.openclip import read_config
 CONFIG = CASES["vit"]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REPOSITORY = "laion/small"
+STORAGE = "http://localhost:{}"  # for huggingface_hub another server than 127.0.0.1
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -35,6 +36,10 @@ class Handler(BaseHTTPRequestHandler):
         path = self.path.split("?")[0]
         server.asked.append((self.command, path))
         head = f"/{REPOSITORY}/resolve/"
+        if path.startswith("/old/name/"):  # a repository that was renamed
+            return self.answer(307, b"", Location=path.replace("/old/name/", f"/{REPOSITORY}/"))
+        if path.startswith("/storage/"):
+            return self.answer(200, self.content(path.rpartition("/")[2]))
         if path.startswith("/private/"):
             return self.answer(401, b"", X_Error_Code="GatedRepo", X_Error_Message="Access is restricted")
         if not path.startswith(head):
@@ -46,10 +51,19 @@ class Handler(BaseHTTPRequestHandler):
         if content is None:
             return self.answer(404, b"", X_Error_Code="EntryNotFound", X_Repo_Commit=COMMIT)
         etag = f'"{hashlib.sha256(content).hexdigest()}"'
-        body = content[:-9] if server.cut and file.endswith(".safetensors") and self.command == "GET" else content
-        return self.answer(200, body, len(content), X_Repo_Commit=COMMIT, ETag=etag)
+        if server.storage and file.endswith(".safetensors"):  # as the Hub does: large files are on another server
+            linked = {"X_Linked_ETag": etag, "X_Linked_Size": str(len(content))}
+            return self.answer(302, b"", X_Repo_Commit=COMMIT, Location=f"{server.storage}/storage/{file}", **linked)
+        return self.answer(200, self.content(file), len(content), X_Repo_Commit=COMMIT, ETag=etag)
 
     do_GET = do_HEAD
+
+    def content(self, file):
+        """What is sent of a file: weights may be damaged on the way."""
+        content = self.server.files[file]
+        if self.command == "HEAD" or not file.endswith(".safetensors"):
+            return content
+        return {"cut": content[:-9], "changed": content[:-1] + b"?"}.get(self.server.damage, content)
 
     def answer(self, status, body, length=None, **headers):
         self.send_response(status)
@@ -70,7 +84,7 @@ def hub(tmp_path, monkeypatch):
     pytest.importorskip("huggingface_hub")
     constants = importlib.import_module("huggingface_hub.constants")
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.asked, server.cut = [], False
+    server.asked, server.damage, server.storage = [], None, None
     blank = blank_model(CONFIG, torch.float32).state_dict()
     tensors = weights({name: tuple(tensor.shape) for name, tensor in blank.items()})
     save_checkpoint(CONFIG, tensors, tmp_path / "model")
@@ -106,7 +120,7 @@ def test_without_the_network_the_cache_is_used(hub, monkeypatch):
     hub.asked.clear()
     monkeypatch.setattr(sys.modules["huggingface_hub.constants"], "HF_HUB_OFFLINE", True)
     assert load(REPOSITORY, "cpu")[0].config == CONFIG and hub.asked == []
-    with pytest.raises(DownloadError, match=r"laion/other has none of .* in the cache"):
+    with pytest.raises(DownloadError, match=r"laion/other has none of .* in .*cache"):
         load("laion/other", "cpu")
 
 
@@ -147,18 +161,31 @@ def test_what_the_hub_does_not_give(hub, name, fault):
     assert len(str(error.value)) < 1000
 
 
-def test_a_file_that_is_cut(hub):
-    hub.cut = True
-    with pytest.raises(DownloadError, match=r"model\.safetensors can't be fetched"):
-        load(REPOSITORY, "cpu")
-    hub.cut = False
+@pytest.mark.parametrize("elsewhere", [False, True])
+@pytest.mark.parametrize(
+    ("damage", "fault"),
+    [("cut", r"model\.safetensors can't be fetched"), ("changed", r"came with sha256 \w{64}, expected")],
+)
+def test_a_file_that_is_damaged(hub, damage, fault, elsewhere):
+    hub.damage, hub.storage = damage, STORAGE.format(hub.server_port) if elsewhere else None
+    for _ in range(2):  # nothing wrong stays in the cache
+        with pytest.raises(DownloadError, match=fault):
+            load(REPOSITORY, "cpu")
+    hub.damage = None
     assert load(REPOSITORY, "cpu")[0].config == CONFIG
+
+
+def test_redirects(hub):
+    """A repository that was renamed, and weights that lie on another server."""
+    hub.storage = STORAGE.format(hub.server_port)
+    assert load("old/name", "cpu")[0].config == CONFIG
+    assert ("GET", "/storage/model.safetensors") in hub.asked
 
 
 def test_a_repository_without_weights(hub):
     for name in ("model.safetensors", "pytorch_model.bin"):
         del hub.files[name]
-    with pytest.raises(DownloadError, match=r"has no weights in any of model\.safetensors"):
+    with pytest.raises(DownloadError, match=r"has no weights, any of model\.safetensors.*, .* in .*cache"):
         load(REPOSITORY, "cpu")
 
 
