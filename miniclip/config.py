@@ -27,6 +27,7 @@ MAX_LAYERS = 1000  # a config from a hostile file must not take hours to build; 
 ACTIVATIONS = ("quick_gelu", "gelu")
 INTERPOLATIONS = ("bicubic", "bilinear")
 RESIZE_MODES = ("shortest", "squash")
+UNKNOWN = "unknown"  # resize mode of a model whose files do not state how pictures are prepared
 
 
 class ConfigError(MiniclipError, ValueError):
@@ -37,6 +38,15 @@ def check_choice(name: str, got: str, valid: tuple[str, ...]) -> None:
     """ConfigError unless `got` is one of the valid values."""
     if got not in valid:
         raise ConfigError(f"{name} is {got!r}; expected one of {', '.join(valid)}")
+
+
+def check_known(resize_mode: str) -> None:
+    """ConfigError if the model's files do not state how pictures are prepared."""
+    if resize_mode == UNKNOWN:
+        raise ConfigError(
+            "this model's files do not state how pictures are prepared: copy the preprocessor_config.json of the model "
+            "that it was trained from into its directory. Without it only texts and ready pixels can be embedded"
+        )
 
 
 def check_sizes(config: object, *names: str, most: int = MAX_INTEGER) -> None:
@@ -64,7 +74,7 @@ class PreprocessConfig:
     def __post_init__(self) -> None:
         check_sizes(self, "image_size")
         check_choice("interpolation", self.interpolation, INTERPOLATIONS)
-        check_choice("resize_mode", self.resize_mode, RESIZE_MODES)
+        check_choice("resize_mode", self.resize_mode, (*RESIZE_MODES, UNKNOWN))
         for name, numbers in (("mean", self.mean), ("std", self.std)):
             if len(numbers) != 3 or not all(math.isfinite(x) for x in numbers) or (name == "std" and min(numbers) <= 0):
                 expected = "three positive numbers" if name == "std" else "three numbers"

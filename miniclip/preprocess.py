@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from miniclip.config import INTERPOLATIONS, RESIZE_MODES, PreprocessConfig, check_choice
+from miniclip.config import INTERPOLATIONS, RESIZE_MODES, PreprocessConfig, check_choice, check_known
 from miniclip.images import ImageError, decode, describe, turn_upright
 from miniclip.images import open_image as open_image
 
@@ -48,6 +48,7 @@ class Preprocess:
 
     Takes any mode and size, and returns a float32 tensor [3, R, R]; stack several to a batch [N, 3, R, R].
     Raises TypeError for anything but a PIL image, and ImageError for one that can't be decoded or resized.
+    ConfigError if the model's files do not state how pictures are prepared.
     """
 
     config: PreprocessConfig
@@ -76,6 +77,7 @@ def resize(image: Image.Image, size: int, interpolation: str, resize_mode: str) 
 
     The mode is kept. An image of the right size is copied, not filtered.
     """
+    check_known(resize_mode)
     check_choice("interpolation", interpolation, INTERPOLATIONS)
     check_choice("resize_mode", resize_mode, RESIZE_MODES)
     return image.resize(_new_size(image, size, resize_mode), Image.Resampling[interpolation.upper()])

@@ -12,7 +12,9 @@ The tensors are views of the memory-mapped file: no storage is read here.
 from __future__ import annotations
 
 import math
+import re
 import struct
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -22,6 +24,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
+from miniclip.errors import MiniclipWarning
 from miniclip.weights.errors import CheckpointError
 from miniclip.weights.unpickle import MAX_PICKLE_BYTES, Module, Storage, View, unpickle
 
@@ -40,7 +43,7 @@ MAX_DIMENSIONS = 16
 
 # Keys under which training checkpoints have a state dict.
 STATE_DICTS = ("state_dict", "model_state_dict", "model", "net", "network", "module", "weights", "params")
-STATE_DICTS += ("ema_state_dict", "state_dict_ema", "model_ema", "ema_model", "ema")
+AVERAGE = re.compile("(^|_)ema(_|$)")  # and, in such a key: one of the weights' moving average
 
 
 def read_zip(file: BinaryIO, data: mmap) -> dict[str, Tensor]:
@@ -104,13 +107,8 @@ def _module_views(root: object) -> dict[str, View]:
 def _dict_views(root: object) -> dict[str, View]:
     """The tensors of a state dict, which may be one value of a training checkpoint's dict, beside any others."""
     if isinstance(root, dict) and not _is_state_dict(root):
-        nested = [key for key in STATE_DICTS if _is_state_dict(root.get(key))]
-        nested = nested or [key for key, value in root.items() if _is_state_dict(value)]
-        nested = nested or [key for key in STATE_DICTS if isinstance(root.get(key), dict)][:1]  # to say what is wrong
-        if len(nested) > 1:
-            found = ", ".join(f"{key!s:.50}" for key in nested[:10])
-            raise CheckpointError(f"it has several state dicts ({found}): save the one that is meant by itself")
-        root = root[nested[0]] if nested else root
+        key = _state_dict_of(root)
+        root = root if key is None else root[key]
     if not isinstance(root, dict) or not root:
         raise CheckpointError(f"it holds an empty state dict or a {_kind(root)}; expected a dict of tensors")
     for name, value in root.items():
@@ -120,6 +118,24 @@ def _dict_views(root: object) -> dict[str, View]:
                 "model or another key"
             )
     return root
+
+
+def _state_dict_of(checkpoint: dict) -> str | int | None:
+    """The key of the model's state dict. Beside the weights there may be their moving average (EMA), which is taken."""
+    found = [key for key, value in checkpoint.items() if _is_state_dict(value)]
+    usual = [key for key in found if key in STATE_DICTS or AVERAGE.search(str(key))] or found
+    if not usual:
+        return next((key for key in STATE_DICTS if isinstance(checkpoint.get(key), dict)), None)  # to say what is wrong
+    averages = [key for key in usual if AVERAGE.search(str(key))]
+    chosen, *others = averages if len(averages) == 1 else usual
+    if others:
+        names = ", ".join(f"{key!s:.50}" for key in usual[:10])
+        raise CheckpointError(f"it has several state dicts ({names}): save the one that is meant by itself")
+    size = len(checkpoint[chosen])
+    if left := [f"{key!s:.50}" for key in found if key != chosen and 2 * len(checkpoint[key]) > size]:
+        text = f"the tensors under {chosen!s:.50} are taken, not those under {', '.join(left[:10])}"
+        warnings.warn(f"{text}: save the others by themselves to load them", MiniclipWarning, stacklevel=2)
+    return chosen
 
 
 def _is_state_dict(value: object) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import mmap
+import re
 import struct
 import sys
 import warnings
@@ -18,6 +19,7 @@ import torch
 from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
+from miniclip.errors import MiniclipWarning
 from miniclip.weights.archive import LEGACY_MAGIC, MAX_NAME, read_legacy, read_zip
 from miniclip.weights.errors import CheckpointError
 from miniclip.weights.fields import Fields
@@ -35,6 +37,7 @@ DTYPES = {  # in safetensors' spelling
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+ADAPTER = re.compile(r"(^|\.)lora_")  # in the names that peft and diffusers give
 CONFIG_KEY = "miniclip_config"  # in a safetensors file's metadata: the config, as `miniclip.config.to_json` has it
 CONFIG_FILE = "miniclip.json"  # in a directory: the same
 MAX_UNZIPPED = 1 << 26  # bytes; only the tiny models that come with the package are .gz
@@ -80,8 +83,14 @@ def read_file(path: str | Path) -> Checkpoint:
     """
     path = Path(path)
     tensors, maps, metadata = _read_shards(path) if path.suffix == ".json" else _read_tensors(path)
+    tensors.pop("n_averaged", None)  # beside the moving average of torch.optim.swa_utils.AveragedModel
     if not tensors:
         raise CheckpointError(f"{path} has no tensors")
+    if adapters := sum(map(bool, map(ADAPTER.search, tensors))):
+        raise CheckpointError(
+            f"{path}: {adapters} of {len(tensors)} tensors are of LoRA adapters, which are not merged into the "
+            "weights: merge them (peft: model.merge_and_unload()), and save the state dict of the result"
+        )
     return Checkpoint(_without_wrappers(tensors, path), maps, metadata)
 
 
@@ -94,7 +103,7 @@ def _without_wrappers(tensors: dict[str, Tensor], path: Path) -> dict[str, Tenso
             break
         start += len(prefix)
     if start:
-        warnings.warn(f"{path}: all names begin with {first[:start]}, which is left out", stacklevel=3)
+        warnings.warn(f"{path}: all names begin with {first[:start]}, which is left out", MiniclipWarning, stacklevel=3)
         return {name[start:]: tensor for name, tensor in tensors.items()}
     return tensors
 

@@ -13,6 +13,7 @@ from miniclip import tokenizer
 from miniclip.config import (
     ACTIVATIONS,
     MAX_LAYERS,
+    UNKNOWN,
     CLIPConfig,
     PreprocessConfig,
     TextConfig,
@@ -92,6 +93,7 @@ def _transformer(tower: Fields, width: int, heads: int, mlp_width: int) -> Trans
 
 
 def read_preprocess(folder: Path, image_size: int) -> PreprocessConfig:
+    """How a directory says that pictures are prepared; if it has no such file, the resize mode is UNKNOWN."""
     path = folder / "processor_config.json"  # transformers 5 writes this one, and prefers it
     nested = Fields.read(path).section("image_processor", {}) if path.is_file() else None
     if nested and nested.values:
@@ -99,10 +101,7 @@ def read_preprocess(folder: Path, image_size: int) -> PreprocessConfig:
     elif (folder / "preprocessor_config.json").is_file():
         fields = Fields.read(folder / "preprocessor_config.json")
     else:
-        raise CheckpointError(
-            f"{folder} has no preprocessor_config.json, so nothing says how its pictures are prepared: copy the one of "
-            "the model that this one was trained from"
-        )
+        return PreprocessConfig(image_size, resize_mode=UNKNOWN)
 
     square = {"height": image_size, "width": image_size}
     size = fields.one_of("size", (image_size, {"shortest_edge": image_size}, square), 224)
@@ -137,8 +136,9 @@ def write(config: CLIPConfig, tensors: Mapping[str, Tensor], folder: Path) -> No
     dtypes = {str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}
     files = {
         "config.json": _config_json(config, dtypes.pop() if len(dtypes) == 1 else "float32"),
-        "preprocessor_config.json": _preprocessor_json(config.preprocess),
     }
+    if config.preprocess.resize_mode != UNKNOWN:
+        files["preprocessor_config.json"] = _preprocessor_json(config.preprocess)
     if config.text.vocab_size == tokenizer.VOCAB_SIZE:
         files |= _tokenizer_files(config.text.context_length)
     for name, content in files.items():

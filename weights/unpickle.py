@@ -172,7 +172,7 @@ def _permitted(name: str) -> str:
         return name
     raise CheckpointError(
         f"refused {name.replace(' ', '.'):.100}, which has no place in a file of tensors; nothing was run. "
-        "A whole model that was pickled must be saved again as model.state_dict()"
+        "Where the file was made, save model.state_dict() by itself"
     )
 
 

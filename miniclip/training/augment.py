@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from miniclip.config import PreprocessConfig
+from miniclip.config import PreprocessConfig, check_known
 from miniclip.errors import UsageError
 from miniclip.models.vit import VisionTransformer
 
@@ -95,6 +95,7 @@ AUGMENTATIONS = {"none": none, "photo": photo, "cifar": cifar, "pictogram": pict
 
 def normalize(pixels: Tensor, config: PreprocessConfig) -> Tensor:
     """float [N, 3, R, R] in 0..1 -> the model's input."""
+    check_known(config.resize_mode)
     mean, std = (pixels.new_tensor(x)[:, None, None] for x in (config.mean, config.std))
     return (pixels - mean) / std
 

@@ -458,7 +458,7 @@ def test_the_one_state_dict_is_found(tmp_path, key):
 
 
 def test_several_state_dicts_are_named(tmp_path):
-    for keys in (("state_dict", "state_dict_ema"), ("mine", "yours")):
+    for keys in (("state_dict", "model"), ("mine", "yours")):
         with pytest.raises(CheckpointError, match=rf"several state dicts \({keys[0]}, {keys[1]}\): save the one"):
             read_file(saved(tmp_path / "s.pt", dict.fromkeys(keys, STATE)))
     assert_same(read_file(saved(tmp_path / "s.pt", {"state_dict": STATE, "scaler": {"scale": torch.ones(1)}})), STATE)

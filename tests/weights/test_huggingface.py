@@ -11,12 +11,22 @@ from conformance.seeded import image, text, weights
 from PIL import Image
 from safetensors import safe_open
 
-from miniclip import tokenizer
-from miniclip.config import MODELS, CLIPConfig, PreprocessConfig, ResNetConfig, TextConfig, TransformerConfig, ViTConfig
+from miniclip import load, tokenizer
+from miniclip.config import (
+    MODELS,
+    CLIPConfig,
+    ConfigError,
+    PreprocessConfig,
+    ResNetConfig,
+    TextConfig,
+    TransformerConfig,
+    ViTConfig,
+)
 from miniclip.io import WriteError
 from miniclip.models import CLIP
-from miniclip.preprocess import Preprocess
+from miniclip.preprocess import Preprocess, resize
 from miniclip.save import save_checkpoint
+from miniclip.training import augment
 from miniclip.weights.errors import CheckpointError
 from miniclip.weights.files import read_file
 from miniclip.weights.huggingface import WEIGHT_FILES, read_config
@@ -182,8 +192,33 @@ def test_refused_preprocessor(tmp_path, case):
 
 
 def test_preprocessing_is_never_guessed(tmp_path):
-    with pytest.raises(CheckpointError, match=r"has no preprocessor_config\.json"):
-        read_config(directory(tmp_path, preprocessor_config=None))
+    """Without preprocessor_config.json texts and ready pixels are embedded, and pictures are refused."""
+    config = read_config(directory(tmp_path / "text", preprocessor_config=None))
+    known = read_config(directory(tmp_path))
+    assert config == replace(known, preprocess=PreprocessConfig(224, resize_mode="unknown"))
+    picture = Image.new("RGB", (40, 30))
+    assert Preprocess(known.preprocess)(picture).shape == (3, 224, 224)
+    for prepare in (
+        lambda: Preprocess(config.preprocess)(picture),
+        lambda: resize(picture, 8, config.preprocess.interpolation, config.preprocess.resize_mode),
+        lambda: augment.normalize(torch.zeros(1, 3, 8, 8), config.preprocess),
+    ):
+        with pytest.raises(ConfigError, match=r"copy the preprocessor_config\.json"):
+            prepare()
+
+
+def test_unknown_preprocessing_travels(tmp_path):
+    """It stays unknown in what miniclip writes, whatever the format."""
+    config = replace(small_config("gelu"), preprocess=PreprocessConfig(24, resize_mode="unknown"))
+    tensors = random_model(config).state_dict()
+    for name in ("x.safetensors", "folder"):
+        save_checkpoint(config, tensors, tmp_path / name)
+        assert load(tmp_path / name, "cpu")[0].config == config
+    (tmp_path / "folder" / "miniclip.json").unlink()
+    assert not (tmp_path / "folder" / "preprocessor_config.json").exists()
+    assert load(tmp_path / "folder", "cpu")[0].config == config
+    with pytest.raises(CheckpointError, match="can't hold"):
+        save_checkpoint(config, tensors, tmp_path / "x.pt")
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xfe", b"<html>", b"[" * 10**6, b" " * (1 << 25)])
