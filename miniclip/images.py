@@ -30,6 +30,7 @@ TURNS = {  # by EXIF orientation
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+SIDEWAYS = range(5, 9)  # orientations that swap width and height
 
 
 class ImageError(MiniclipError, ValueError):
@@ -75,6 +76,16 @@ def _open(file: BinaryIO, name: str, upright: bool) -> Image.Image:
         raise ImageError(f"{name} is not an image ({kinds}), or has no pixels; it {_beginning(file)}") from error
     except Exception as error:  # a hostile header makes Pillow's plugins raise anything
         raise _image_error(f"can't open the image {name}", error) from error
+
+
+def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Width and height that an image file has once it is upright. Only its header is read; errors as `open_image`."""
+    try:
+        with open_regular(path) as file, Image.open(file, formats=formats()) as image:
+            width, height = image.size
+            return (height, width) if _orientation(image) in SIDEWAYS else (width, height)
+    except Exception as error:  # a hostile header makes Pillow's plugins raise anything
+        raise _image_error(f"can't open the image {os.fspath(path)}", error) from error
 
 
 def formats() -> list[str]:
@@ -127,16 +138,20 @@ def _count_scans(jpeg: bytes) -> int:
 
 def turn_upright(image: Image.Image) -> Image.Image:
     """Undo the EXIF orientation; an image whose EXIF is damaged stays as it is stored."""
-    try:
-        turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
-    except Exception:  # damaged EXIF makes Pillow raise anything
-        turn = None
+    turn = TURNS.get(_orientation(image))
     if turn is None:
         return image
     turned = image.transpose(turn)
     for key in ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"):  # they would turn it again
         turned.info.pop(key, None)
     return turned
+
+
+def _orientation(image: Image.Image) -> int | None:
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # damaged EXIF makes Pillow raise anything
+        return None
 
 
 def decode(image: Image.Image, name: str = "") -> None:

@@ -5,7 +5,7 @@ const filter = find("filter"), viewer = find("viewer");
 const total = cards.length;
 let shown = cards, current = 0;
 
-document.querySelector(".tools").hidden = false;
+document.querySelector(".tools").hidden = total === 0;
 
 function pictures(count) { return count + (count === 1 ? " picture" : " pictures"); }
 
@@ -18,7 +18,7 @@ function refresh() {
     return fits;
   });
   find("count").value = words.length ? shown.length + " of " + pictures(total) : pictures(total);
-  find("none").hidden = shown.length > 0;
+  find("none").hidden = shown.length > 0 || !words.length;
   find("none").textContent = "Nothing on this page has \u201c" + filter.value.trim() + "\u201d in its name or folder.";
 }
 
@@ -88,6 +88,7 @@ document.addEventListener("keydown", (event) => {
     if (event.key === "ArrowDown" && shown.length) { shown[0].focus(); event.preventDefault(); }
     return;
   }
+  if (event.target.name === "q") return;
   if (event.key === "/") { filter.focus(); event.preventDefault(); return; }
   const index = shown.indexOf(event.target);
   if (index < 0) return;
