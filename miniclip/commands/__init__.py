@@ -24,7 +24,7 @@ COMMANDS = {
     "embed": "write unit embeddings of pictures and texts to a file",
     "index": "make pictures searchable; when repeated, read only what is new",
     "search": "find pictures in an index by words or pictures",
-    "serve": "answer over HTTP: embeddings, classification, a page that searches",
+    "serve": "answer over HTTP: embeddings, classification, a page that searches an index",
     "evaluate": "measure accuracy, retrieval and probes on a data set",
     "explore": "run one of nine experiments, each with a table and a figure",
     "train": "train a CLIP from scratch, or fine-tune one",

@@ -65,7 +65,7 @@ def write_gallery(
 def live_page(hits: Sequence[Hit], words: str, about: str = "") -> str:
     """The page of a server, with a field for words to search for.
 
-    words: those of this search, or "". about: what to say in place of the explanation of the scores. The server has the
+    words: those of this search, or "". about: what to say if there was none, or why it failed. The server has the
     thumbnails at /thumbnail?path=..., where the path is quoted as bytes, and larger pictures at /picture?path=...
     """
     return _page(
@@ -74,7 +74,7 @@ def live_page(hits: Sequence[Hit], words: str, about: str = "") -> str:
         title=escape(printable(words) or "pictures") + " – search",
         query=f"<span>{escape(printable(words) or 'Describe a picture')}</span>",
         about=escape(printable(about)) or ABOUT_ONE,
-        kind="Pictures found for" if words else "Search",
+        kind="Pictures found for" if words and not about else "Search",
         form=FORM.format(words=escape(printable(words)), focus="" if words else " autofocus"),
     )
 
@@ -82,7 +82,7 @@ def live_page(hits: Sequence[Hit], words: str, about: str = "") -> str:
 def policy(live: bool) -> str:
     """The Content-Security-Policy of the page: one script, and its own pictures."""
     digest = base64.b64encode(hashlib.sha256(_script().encode()).digest()).decode()
-    images, forms = ("'self'", "'self'") if live else ("data:", "'none'")
+    images, forms = ("'self' data:", "'self'") if live else ("data:", "'none'")
     return (
         f"default-src 'none'; img-src {images}; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; "
         f"base-uri 'none'; form-action {forms}"

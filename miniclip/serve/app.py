@@ -160,7 +160,7 @@ class App:
 
     def page(self, query: str) -> Answer:
         pictures = self._need_index()
-        words = " ".join(parse_qs(query, max_num_fields=8).get("q", [])).strip()
+        words = " ".join(parse_qs(query).get("q", [])).strip()
         about, hits, status = f"{len(pictures):,} pictures, searched with {self.name}.", [], 200
         try:
             if words:

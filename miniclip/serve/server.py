@@ -46,7 +46,7 @@ class _Handler(BaseHTTPRequestHandler):
     """One connection, on which requests follow each other."""
 
     protocol_version = "HTTP/1.1"
-    server_version, sys_version = "miniclip", ""
+    default_request_version = "HTTP/1.1"  # otherwise what is not HTTP would get an answer of HTTP/0.9, without a head
     server: Server
 
     def setup(self) -> None:
@@ -141,6 +141,9 @@ class _Handler(BaseHTTPRequestHandler):
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """What the standard library refuses: requests that are not HTTP, and methods without a `do_`."""
         self._send(as_error(f"{message or 'this is not a request of HTTP/1.1'}", code), close=True)
+
+    def version_string(self) -> str:
+        return "miniclip"
 
     def log_message(self, format: str, *args: object) -> None:
         """Nothing is logged: texts that people search for are theirs."""
