@@ -17,6 +17,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -27,6 +28,8 @@ import torch
 
 COMPILERS = 12  # processes that compile kernels at once, before anything is timed
 COMPILE_SECONDS = 90
+STARTING, GRACE = 90, 45  # seconds for a process to begin, and for a stage to end after its time
+PROCESS = [sys.executable, "-m", "miniclip.bench.kernel_check"]
 
 
 class Stage(NamedTuple):
@@ -65,6 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--stages", type=lambda text: text.split(","), metavar="NAMES", help="some, comma-separated")
     parser.add_argument("--minutes", type=float, default=8.0, help="start nothing after this long (default: 8)")
     parser.add_argument("--compile", metavar="SHARE", help=argparse.SUPPRESS)  # "3/12": what one compiling process does
+    parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)  # what the process of `supervised` does
     options = parser.parse_args(arguments)
     if options.dry:
         os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
@@ -78,6 +82,11 @@ def main(arguments: list[str] | None = None) -> int:
     wanted = [stage for stage in stages() if not options.stages or stage.name in options.stages]
     if not wanted:
         parser.error(f"--stages is {','.join(options.stages)}; expected some of {', '.join(s.name for s in stages())}")
+    if options.work:
+        with contextlib.redirect_stdout(sys.stderr):  # what other packages print is no row
+            for row in work(wanted, device, options.dry, time.monotonic() + 60 * options.minutes):
+                print(json.dumps(row), file=sys.__stdout__, flush=True)
+        return 0
     rows = list(measure(wanted, device, options))
     failed = sum(not row.get("ok", True) for row in rows)
     if options.json:
@@ -91,22 +100,64 @@ def measure(wanted: list[Stage], device: torch.device, options: argparse.Namespa
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(options.out.open("a", encoding="utf-8", buffering=1)) if options.out else None
 
-        def tell(stage: str, row: dict) -> dict:
-            row = {"stage": stage, **row}
+        def tell(row: dict) -> dict:
             if file:
                 file.write(json.dumps(row) + "\n")
             if not options.json:
                 print(as_text(row), flush=True)
             return row
 
-        yield tell("machine", machine(options.dry))
+        yield tell({"stage": "machine", **machine(options.dry)})
         compile_all(device, options.dry)
         found = []
-        for stage in wanted:
-            for row in run_stage(stage, device, options.dry, end):
-                found.append(tell(stage.name, row))
-                yield found[-1]
-        yield tell("summary", summary(found, device))
+        for row in work(wanted, device, True, end) if options.dry else supervised(wanted, end):
+            if "begin" not in row:
+                found.append(tell(row))
+                yield row
+        yield tell({"stage": "summary", **summary(found, device)})
+
+
+def supervised(wanted: list[Stage], end: float) -> Iterator[dict]:
+    """The rows of `work`, done by another process. A kernel that reads past its memory makes the GPU useless to its
+    process, and one may hang: then the stage is given up, and a new process does the stages after it."""
+    left = list(wanted)
+    while left:
+        names, minutes = ",".join(stage.name for stage in left), (end - time.monotonic()) / 60
+        command = [*PROCESS, "--work", "--stages", names, "--minutes", str(minutes)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            killer = _kill_after(STARTING, process)
+            for line in process.stdout:
+                row = json.loads(line)
+                yield row
+                if "begin" in row:
+                    killer.cancel()
+                    left = left[[stage.name for stage in left].index(row["begin"]) :]
+                    seconds = min(left[0].seconds, max(0, end - time.monotonic()))
+                    killer = _kill_after(seconds + GRACE, process)
+            process.wait()
+            killer.cancel()
+        if process.returncode == 0:
+            return
+        name, left = left[0].name, left[1:]
+        yield {"stage": name, "operation": name, "who": "stopped", "failed": f"its process: {process.returncode}"}
+
+
+def _kill_after(seconds: float, process: subprocess.Popen) -> threading.Timer:
+    timer = threading.Timer(seconds, process.kill)
+    timer.daemon = True
+    timer.start()
+    return timer
+
+
+def work(wanted: list[Stage], device: torch.device, dry: bool, end: float) -> Iterator[dict]:
+    """The rows of the stages, and before those of each one that says that it begins."""
+    for stage in wanted:
+        yield {"begin": stage.name}
+        for row in run_stage(stage, device, dry, end):
+            yield {"stage": stage.name, **row}
+        if not dry:
+            torch.cuda.synchronize()  # an error, if this process can't use the GPU any more
+            torch.cuda.empty_cache()
 
 
 def run_stage(stage: Stage, device: torch.device, dry: bool, end: float) -> Iterator[dict]:
@@ -125,8 +176,6 @@ def run_stage(stage: Stage, device: torch.device, dry: bool, end: float) -> Iter
         if dry:  # there it is a fault of this code
             raise
         yield {"operation": stage.name, "who": "stopped", "failed": f"{type(fault).__name__}: {fault}"[:300]}
-    if not dry:
-        torch.cuda.empty_cache()
 
 
 def machine(dry: bool) -> dict:
@@ -147,8 +196,8 @@ def compile_all(device: torch.device, dry: bool) -> None:
     if dry:
         compile_share(0, 8, device, dry)
         return
-    command = [sys.executable, "-m", "miniclip.bench.kernel_check", "--compile"]
-    running = [subprocess.Popen([*command, f"{i}/{COMPILERS}"], stdout=subprocess.DEVNULL) for i in range(COMPILERS)]
+    shares = [f"{i}/{COMPILERS}" for i in range(COMPILERS)]
+    running = [subprocess.Popen([*PROCESS, "--compile", share], stdout=subprocess.DEVNULL) for share in shares]
     end = time.monotonic() + COMPILE_SECONDS
     for process in running:
         try:
@@ -158,15 +207,25 @@ def compile_all(device: torch.device, dry: bool) -> None:
 
 
 def compile_share(share: int, of: int, device: torch.device, dry: bool) -> None:
-    """Call each `of`-th kernel once, with the inputs that it is timed with."""
-    from miniclip.bench import kernel_times as timed
+    """Call each `of`-th kernel once, with the inputs that it is checked or timed with."""
+    for i, call in enumerate(kernel_calls(device, dry)):
+        if i % of == share:
+            with contextlib.suppress(Exception):  # it will fail again where it is checked or timed, and be told there
+                call()
 
-    makers = (timed.row_contests, timed.attention_contests, timed.packed_contests, timed.similarity_contests)
-    contests = [contest for make in (*makers, timed.loss_contests) for contest in make(device, dry)]
-    kernels = [(contest, rival) for contest in contests for rival in contest.rivals if rival.name.startswith("kernel")]
-    for contest, rival in kernels[share::of]:
-        with rival.context(), contextlib.suppress(Exception):  # it will fail again where it is timed, and be told there
+
+def kernel_calls(device: torch.device, dry: bool) -> Iterator[Callable]:
+    from miniclip.bench import kernel_errors, kernel_times
+
+    def call(contest: kernel_times.Contest, rival: kernel_times.Rival) -> None:
+        with rival.context():
             rival.call(*contest.make())
+
+    for case in kernel_errors.cases(device, dry):
+        yield case.kernel
+    for kind in ("row", "attention", "packed", "similarity", "loss"):
+        for contest in getattr(kernel_times, f"{kind}_contests")(device, dry):
+            yield from (partial(call, contest, rival) for rival in contest.rivals if rival.name.startswith("kernel"))
 
 
 def summary(rows: list[dict], device: torch.device) -> dict:

@@ -165,6 +165,8 @@ def race(rival: Rival, sets: list[tuple], wanted: dict[str, Callable]) -> dict:
                 found[name] = clock(calls)
             except Exception as fault:  # it does not take the shape, or can't be captured
                 found[name + "_failed"] = f"{type(fault).__name__}: {fault}"[:300]
+                if name == "graph":
+                    renew_generator()
         if "eager" in found and torch.cuda.is_available():
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
@@ -173,6 +175,13 @@ def race(rival: Rival, sets: list[tuple], wanted: dict[str, Callable]) -> dict:
             torch.cuda.synchronize()
             found["peak_bytes"] = torch.cuda.max_memory_allocated() - before
     return found
+
+
+def renew_generator() -> None:
+    """A capture that fails may leave PyTorch's random numbers as if it went on, and later inputs could not be drawn."""
+    if torch.cuda.is_available():
+        generator = torch.cuda.default_generators[torch.cuda.current_device()]
+        generator.graphsafe_set_state(torch.Generator("cuda").graphsafe_get_state())
 
 
 def ceilings(device: torch.device, dry: bool) -> Iterator[dict]:

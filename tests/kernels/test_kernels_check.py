@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
 from argparse import Namespace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -94,8 +96,6 @@ def test_without_a_gpu(capsys):
 
 
 def test_a_stage_ends_at_its_deadline_and_a_fault_ends_no_run(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-
     def endless(device, dry):
         while True:
             time.sleep(0.01)
@@ -114,6 +114,38 @@ def test_a_stage_ends_at_its_deadline_and_a_fault_ends_no_run(monkeypatch):
     assert rows[0] == {"operation": "faulty"} and rows[1]["failed"] == "RuntimeError: illegal access"
     with pytest.raises(RuntimeError, match="illegal access"):
         list(check.run_stage(check.Stage("second", 60, faulty), CPU, True, end))
+
+
+WORKER = """
+import json, os, sys, time
+for name in sys.argv[sys.argv.index("--stages") + 1].split(","):
+    print(json.dumps({"begin": name}), flush=True)
+    print(json.dumps({"stage": name, "operation": "first"}), flush=True)
+    if name == "illegal access": os._exit(1)
+    if name == "hangs": time.sleep(60)
+"""
+
+
+def test_a_process_that_dies_or_hangs_is_replaced(monkeypatch):
+    monkeypatch.setattr(check, "PROCESS", [sys.executable, "-c", WORKER])
+    monkeypatch.setattr(check, "GRACE", 1)
+    names = ["right", "illegal access", "after it", "hangs", "last"]
+    stages = [check.Stage(name, 1 if name == "hangs" else 60, None) for name in names]
+    rows = [row for row in check.supervised(stages, time.monotonic() + 60) if "begin" not in row]
+    assert [row["stage"] for row in rows] == [*names[:2], *names[1:4], *names[3:]]  # each twice that was stopped
+    assert [row["failed"] for row in rows if "failed" in row] == ["its process: 1", "its process: -9"]
+
+
+def test_what_such_a_process_prints(monkeypatch, capfd):
+    def noisy(device, dry):
+        print("a package's greeting")
+        yield {"operation": "only"}
+
+    monkeypatch.setattr(check, "stages", lambda: [check.Stage("one", 60, noisy), check.Stage("two", 60, noisy)])
+    assert check.main(["--dry", "--work", "--stages", "two"]) == 0
+    printed = capfd.readouterr()
+    rows = [json.loads(line) for line in printed.out.splitlines()]
+    assert rows == [{"begin": "two"}, {"stage": "two", "operation": "only"}] and "greeting" in printed.err
 
 
 def test_rows_are_written_as_they_are_found(tmp_path, monkeypatch):
@@ -138,11 +170,12 @@ def test_kernels_are_compiled_by_shares(monkeypatch):
         for i in range(5):
             yield timing.Contest("attention", str(i), (1, 1), lambda i=i: (i,), [kernel, timing.Rival("SDPA", None)])
 
+    monkeypatch.setattr(errors, "cases", lambda device, dry: [SimpleNamespace(kernel=lambda: calls.append("checked"))])
     for name in ("row", "attention", "packed", "similarity", "loss"):
         monkeypatch.setattr(timing, f"{name}_contests", contests if name == "row" else lambda device, dry: [])
     for share in range(3):
         check.compile_share(share, 3, CPU, True)
-    assert sorted(calls) == [0, 1, 2, 3, 4] and calls[:2] == [0, 3]
+    assert calls == ["checked", 2, 0, 3, 1, 4]
 
 
 def row(operation: str, measure: tuple[int, int], who: str, eager: float, graph: float, counts: bool = True) -> dict:
