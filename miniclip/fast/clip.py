@@ -29,7 +29,7 @@ class Form(NamedTuple):
 
     prepare: Callable[..., Any]  # the module, derive, arithmetic -> what `run` needs of it
     run: Callable[[Any, Tensor], Tensor]  # that, a batch on a CPU -> embeddings
-    on_gpu: bool = False  # whether gpu.py has the tower, too
+    on_gpu: bool = False  # whether gpu.py has the tower, too; else it runs in its plain form there
 
 
 class FastCLIP(CLIP):
@@ -71,10 +71,12 @@ class FastCLIP(CLIP):
                 raise UsageError(f"{FREED}: embed under torch.inference_mode(), on the CPU, without autocast")
             return form.run(self._kept[name].result, inputs)
         tensors = tensors_of(*parts) if may_run else None
-        if tensors is None or (inputs.is_cuda and not form.on_gpu):
+        if tensors is None:
             return plain(inputs)
         if not inputs.is_cuda:
             return form.run(self._derived(name, form, tensors), inputs)
+        if not form.on_gpu:
+            return self._on_gpu(name, plain, inputs, tensors)
         if name == "image":
             return self._on_gpu("image", partial(gpu.image_embedding, self.visual), inputs, tensors)
         if self._takes_graph(inputs):

@@ -6,6 +6,10 @@
 - Many short texts are packed one after the other, without padding. Others are cut to the longest, rounded up to a
   multiple of 8, because cuDNN plans its attention anew for each length, which takes longer than the padding.
 - The host waits for the GPU once, for the lengths of the texts.
+
+A ModifiedResNet runs in its plain form. With each BatchNorm folded into the convolution before it, PyTorch would launch
+a kernel for the bias in place of the BatchNorm's, which moves as many bytes. A layer norm without the residual sum's
+kernel is three launches, because PyTorch's takes half-precision x only with half-precision weights.
 """
 
 from __future__ import annotations

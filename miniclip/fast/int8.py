@@ -28,14 +28,7 @@ from miniclip.models.transformer import ResidualAttentionBlock
 class Int8Linear(Linear):
     """A linear layer whose weight, and x while it is multiplied, have eight bits."""
 
-    def __init__(
-        self,
-        weight: Tensor,
-        bias: Tensor | None,
-        dtype: torch.dtype,
-        weight_scale: float = 1.0,
-        bias_scale: float = 1.0,
-    ):
+    def __init__(self, weight, bias, dtype, weight_scale=1.0, bias_scale=1.0):  # of the types in Linear
         weight = weight.float() * weight_scale
         self.scales = (weight.abs().amax(dim=1) / weight_limit()).clamp_min(1e-30)
         rounded = (weight / self.scales[:, None]).round().to(torch.int8)

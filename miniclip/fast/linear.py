@@ -85,14 +85,7 @@ class FBGEMMLinear(Linear):
     scaled weights would be rounded again.
     """
 
-    def __init__(
-        self,
-        weight: Tensor,
-        bias: Tensor | None,
-        dtype: torch.dtype,
-        weight_scale: float = 1.0,
-        bias_scale: float = 1.0,
-    ):
+    def __init__(self, weight, bias, dtype, weight_scale=1.0, bias_scale=1.0):  # of the types in Linear
         self.scale = weight_scale
         self.weight = half.pack(weight, None if bias is None else bias.float() * (bias_scale / weight_scale))
 

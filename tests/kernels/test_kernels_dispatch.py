@@ -6,6 +6,7 @@ import math
 import sys
 import warnings
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ pytest.importorskip("triton", reason="Triton is not installed; it is there for L
 from pretend_gpu import HALF, Launches, on_gpu, pretend_gpu, texts_of
 
 from miniclip import cosines, ops
-from miniclip.fast import gpu
+from miniclip.fast import gpu, graphs
 from miniclip.fast import ops as fused
 from miniclip.kernels import attention as attention_module
 from miniclip.kernels import bias_quick_gelu as gelu_module
@@ -93,6 +94,28 @@ def test_a_resnet_is_launched_no_more_often_than_its_plain_form(monkeypatch):
                 model.encode_image(image)
             totals.append(seen.names.total())
     assert totals[0] <= totals[1] < 200
+
+
+@pytest.mark.parametrize("name", ["RN50", "ViT-B/32"])
+def test_small_batches_are_captured_once_whatever_the_tower(name, monkeypatch):
+    captured = []
+
+    def capture(form, inputs):
+        captured.append(len(inputs))
+        return graphs.Graph(SimpleNamespace(copy_=lambda inputs: None), form(inputs), lambda: None)
+
+    monkeypatch.setattr(graphs, "capture", capture)
+    with pretend_gpu(monkeypatch), Launches():
+        model = on_gpu(name)
+        model.graphs = True
+        for count in 2, 2, 33, 1:
+            image, text = torch.empty(count, 3, 224, 224, **HALF), torch.empty(count, 77, dtype=int, device="cuda")
+            texts_of(monkeypatch, 9, 9 * count)
+            assert model.encode_image(image).shape == model.encode_text(text).shape
+        assert captured == [2, 2, 1, 1]  # pictures and texts; 33 are too many
+        model.graphs = False
+        model.encode_image(image)
+    assert captured == [2, 2, 1, 1]
 
 
 def test_quick_gelu_is_one_pass_below_the_kernels_threshold(monkeypatch):
