@@ -180,7 +180,7 @@ class ConvVisionTransformer(nn.Module):
         self.stem = nn.ModuleList((first, second, last))
         self.class_embedding = nn.Parameter(torch.empty(width))
         self.positional_embedding = nn.Parameter(torch.empty((config.image_size // 16) ** 2, width))  # patches alone
-        self.transformer = Transformer(config.transformer)
+        self.transformer = Transformer(config.transformer, length=(config.image_size // 16) ** 2 + 1)
         self.ln_post = LayerNorm(width)
         self.proj = nn.Linear(width, embed_dim)
         for parameter in (self.class_embedding, self.positional_embedding):
@@ -228,8 +228,8 @@ class TokenConvBlock(ConvBlock):
 class ConvTransformer(Transformer):
     """A transformer with a convolution block before and after its own blocks, all in one list."""
 
-    def __init__(self, config: TransformerConfig, taps: int):
-        super().__init__(config)
+    def __init__(self, config: TransformerConfig, taps: int, length: int):
+        super().__init__(config, length=length)
         self.resblocks.insert(0, TokenConvBlock(config.width, taps))
         self.resblocks.append(TokenConvBlock(config.width, taps))
 
@@ -242,7 +242,7 @@ class MobileCLIP(CLIP):
     def __init__(self, config: MobileCLIPConfig):
         super().__init__(config)
         if config.text_taps:
-            self.transformer = ConvTransformer(config.text.transformer, config.text_taps)
+            self.transformer = ConvTransformer(config.text.transformer, config.text_taps, self.context_length)
         self.transformer.causal = config.causal
 
     def encode_text(self, text: Tensor, normalize: bool = False) -> Tensor:

@@ -20,7 +20,7 @@ class TextTransformer(nn.Module):
         width = config.transformer.width
         self.token_embedding = nn.Embedding(config.vocab_size, width)
         self.positional_embedding = nn.Parameter(torch.empty(config.context_length, width))
-        self.transformer = Transformer(config.transformer, causal=True)
+        self.transformer = Transformer(config.transformer, causal=True, length=config.context_length)
         self.ln_final = LayerNorm(width)
         self.text_projection = nn.Parameter(torch.empty(width, embed_dim))
         self._initialize()
@@ -61,7 +61,7 @@ class TextTransformer(nn.Module):
         dtype = self.text_projection.dtype
         x = self.token_embedding(text).to(dtype)
         x = x + self.positional_embedding[: text.shape[1]].to(dtype)
-        x = self.ln_final(self.transformer(x))
+        x = self.ln_final(self.transformer(x, length=x.shape[1]))
         # The output at the end-of-text token is pooled. Its id is the largest in the vocabulary; argmax takes its first
         # occurrence. The padding after it has no influence, because attention is causal.
         end = text.argmax(dim=-1)

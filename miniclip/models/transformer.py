@@ -66,14 +66,22 @@ class ResidualAttentionBlock(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A stack of blocks over x [N, L, D]; batch first, where openai/CLIP puts the sequence first."""
+    """A stack of blocks over x [N, L, D]; batch first, where openai/CLIP puts the sequence first.
 
-    def __init__(self, config: TransformerConfig, causal: bool = False):
+    length: the L that x must have, so that a caller who permutes to [L, N, D] gets an error; None: any.
+    """
+
+    def __init__(self, config: TransformerConfig, causal: bool = False, length: int | None = None):
         super().__init__()
-        self.causal = causal
+        self.causal, self.length = causal, length
         self.resblocks = nn.ModuleList(ResidualAttentionBlock(config) for _ in range(config.layers))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, length: int | None = None) -> Tensor:
+        """x: [N, L, D] -> [N, L, D]. length: L, where it is another than the tower's."""
+        length = length or self.length
+        if length is not None and x.shape[1] != length:
+            advice = f"expected [N, {length}, D]: batch first, without the permute that openai/CLIP's transformer needs"
+            raise ValueError(f"x is {list(x.shape)}; {advice}")
         for block in self.resblocks:
             x = block(x, self.causal)
         return x

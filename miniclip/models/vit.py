@@ -21,7 +21,7 @@ class VisionTransformer(nn.Module):
         self.class_embedding = nn.Parameter(torch.empty(width))
         self.positional_embedding = nn.Parameter(torch.empty(grid**2 + 1, width))  # the class token's first
         self.ln_pre = LayerNorm(width)
-        self.transformer = Transformer(config.transformer)
+        self.transformer = Transformer(config.transformer, length=grid**2 + 1)
         self.ln_post = LayerNorm(width)
         self.proj = nn.Parameter(torch.empty(width, embed_dim))
         for parameter in (self.class_embedding, self.positional_embedding, self.proj):

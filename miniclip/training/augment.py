@@ -162,6 +162,7 @@ class PatchDropout:
                 kind = type(visual).__name__
                 raise UsageError(f"--patch-dropout needs a VisionTransformer as image tower; this one is a {kind}")
             visual.ln_pre.register_forward_pre_hook(self._drop)
+            visual.transformer.length = None  # fewer than the tower has positions for
 
     def _drop(self, module: torch.nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
         (x,) = inputs

@@ -193,3 +193,17 @@ def test_config_refuses_what_cannot_be():
         TransformerConfig(64, 1, 1, 256, activation="relu")
     with pytest.raises(ValueError, match="7 heads"):
         TransformerConfig(64, 1, 7, 256)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_sequence_first_input_is_refused(case):
+    """As openai/CLIP's transformers take it: [L, N, D]. With another batch first it would give other numbers."""
+    model = CLIP(CASES[case])
+    towers = [model.transformer, *([model.visual.transformer] if hasattr(model.visual, "transformer") else [])]
+    for transformer in towers:
+        x = torch.randn(2, transformer.length, transformer.resblocks[0].ln_1.weight.numel())
+        assert transformer(x).shape == x.shape
+        with pytest.raises(ValueError, match=rf"expected \[N, {transformer.length}, D\]: batch first"):
+            transformer(x.permute(1, 0, 2))
+    shorter = torch.randint(1, 9, (model.context_length, 3))  # texts as many as a text has tokens, and short
+    assert model.encode_text(shorter).shape[0] == model.context_length
