@@ -12,8 +12,8 @@ PAGE = Path(miniclip.__file__).with_name("API.md")
 HEAD = """# The public names of miniclip
 
 What `from miniclip import ...` offers, with its docstrings, and the commands. `python tests/test_reference.py` writes
-this page, and a test compares it with the code. [`EQUIVALENTS.md`](EQUIVALENTS.md) has the equivalents in openai/CLIP, open_clip,
-transformers and sentence-transformers.
+this page, and a test compares it with the code. [`EQUIVALENTS.md`](EQUIVALENTS.md) has
+the equivalents in openai/CLIP, open_clip, transformers and sentence-transformers.
 """
 
 
