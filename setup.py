@@ -16,7 +16,8 @@ ONNX = ["onnx", "onnxruntime", "onnxscript"]
 FAISS = ["faiss-cpu"]
 HEIF = ["pillow-heif"]
 HUB = ["huggingface_hub"]
-FOR_TESTS = [*PLOT, *PICTOGRAMS, *WEBDATASET, *ONNX, *TRITON, *PROBE, *FAISS, *HUB]
+SIGLIP = ["sentencepiece", "tokenizers"]
+FOR_TESTS = [*PLOT, *PICTOGRAMS, *WEBDATASET, *ONNX, *TRITON, *PROBE, *FAISS, *HUB, *SIGLIP]
 
 setup(
     name="miniclip",
@@ -58,6 +59,7 @@ setup(
         "heif": HEIF,
         "hub": HUB,
         "probe": PROBE,
+        "siglip": SIGLIP,
         "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", "mypy", "setuptools>=77", *FOR_TESTS],
     },
     # An editable install puts the checkout on Python's path, where type checkers and editors find it: they do not run

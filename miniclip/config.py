@@ -24,7 +24,7 @@ JSON_VERSION = 1
 MAX_INTEGER = 1 << 24  # of sizes and counts; the largest real one is a vocabulary of 901,629
 MAX_LAYERS = 1000  # a config from a hostile file must not take hours to build; the deepest real tower has 56 layers
 
-ACTIVATIONS = ("quick_gelu", "gelu")
+ACTIVATIONS = ("quick_gelu", "gelu", "gelu_tanh")
 INTERPOLATIONS = ("bicubic", "bilinear")
 RESIZE_MODES = ("shortest", "squash")
 UNKNOWN = "unknown"  # resize mode of a model whose files do not state how pictures are prepared

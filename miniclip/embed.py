@@ -26,7 +26,6 @@ from tqdm import tqdm
 from miniclip import parallel
 from miniclip.models import CLIP
 from miniclip.preprocess import open_image
-from miniclip.tokenizer import tokenize
 
 Rejected = dict[int, str]  # index of an input that can't be used: why
 Picture = str | Path | Image.Image
@@ -126,7 +125,7 @@ def stream_texts(
     with _progress(len(texts), "texts") as progress:
         for start in range(0, len(texts), WINDOW):
             window = texts[start : start + WINDOW]
-            places, tokens, rejected = _tokenize(window, model.context_length)
+            places, tokens, rejected = _tokenize(model, window)
             rejected = {start + place: why for place, why in rejected.items()}
             order = _by_length_and_beginning(tokens)
             yield Batch([], _no_embeddings(model, dtype), rejected)
@@ -136,15 +135,15 @@ def stream_texts(
             progress.update(len(window))
 
 
-def _tokenize(texts: Sequence[str], context_length: int) -> tuple[list[int], Tensor, Rejected]:
+def _tokenize(model: CLIP, texts: Sequence[str]) -> tuple[list[int], Tensor, Rejected]:
     """Indices of the texts that can be used, their token ids, and the faults of the others."""
     try:
-        return list(range(len(texts))), tokenize(texts, context_length), {}
+        return list(range(len(texts))), model.tokenize(texts), {}
     except (ValueError, RuntimeError):  # at least one text is too long
-        places, rows, rejected = [], [torch.empty(0, context_length, dtype=torch.int32)], {}
+        places, rows, rejected = [], [torch.empty(0, model.context_length, dtype=torch.int32)], {}
         for place, text in enumerate(texts):
             try:
-                rows.append(tokenize(text, context_length))
+                rows.append(model.tokenize(text))
                 places.append(place)
             except (ValueError, RuntimeError) as error:
                 rejected[place] = str(error)

@@ -41,7 +41,7 @@ def _families(*folders: str) -> Iterator[Family]:
             warnings.warn(f"the models of miniclip/{folder} can't be loaded: {error}", stacklevel=2)
 
 
-FAMILIES = list(_families("mobileclip", "openai"))  # asked in this order; the last one owns what is left
+FAMILIES = list(_families("mobileclip", "siglip", "openai"))  # asked in this order; the last one owns what is left
 MAX_MESSAGE = 5000  # characters of an error
 
 
@@ -67,6 +67,7 @@ def load(
     activation: str | None = None,
     image_size: int | None = None,
     context_length: int | None = None,
+    tokenizer: str | Path | None = None,
 ) -> tuple[CLIP, Preprocess]:
     """Load a model and the preprocessing that goes with it, as `clip.load` does. Nothing in the file is executed.
 
@@ -88,6 +89,7 @@ def load(
     image_size     another size of the square images, in pixels; and
     context_length another length of the texts, in tokens: the positional embeddings are interpolated, see
                    `miniclip.openai.resize`; None: the model's own
+    tokenizer      a SigLIP's tokenizer file, or a directory that has it; None: the one beside the weights
 
     The config of a named model comes from the table, that of a file or directory that states one from there; only a
     bare file of someone else is inferred from its tensors' shapes. The model is in eval mode and no longer needs the
@@ -111,7 +113,7 @@ def load(
         )
     check_backend(backend, device, dtype if isinstance(dtype, torch.dtype) else torch.float32)  # before downloading
 
-    config, tensors = open_checkpoint(name, download_root, activation, image_size, context_length)
+    config, tensors = open_checkpoint(name, download_root, activation, image_size, context_length, tokenizer)
 
     def build(dtype: torch.dtype | str) -> CLIP:
         if dtype == "int8":
@@ -214,6 +216,7 @@ def open_checkpoint(
     activation: str | None = None,
     image_size: int | None = None,
     context_length: int | None = None,
+    tokenizer: str | Path | None = None,
 ) -> tuple[CLIPConfig, Mapping[str, Tensor]]:
     """What `load` builds its model from: the config, and the tensors under the model's names, each read when used."""
     named = named_models().get(str(name))
@@ -234,6 +237,10 @@ def open_checkpoint(
             raise CheckpointError(f"the model's config states {stated}, not {activation}: leave activation= out")
         family = family_of(config) if config else owner_of(tensors)
         config, tensors = family.read(tensors, config, activation)
+        if family.add_tokenizer is not None:
+            config, tensors = family.add_tokenizer(config, tensors, Path(tokenizer or path.parent).expanduser())
+        elif tokenizer is not None:
+            raise CheckpointError("the model's tokenizer is CLIP's own: leave tokenizer= out")
         if image_size is None and context_length is None:
             return config, tensors
         if family.resize is None:

@@ -23,7 +23,12 @@ def quick_gelu(x: Tensor) -> Tensor:
     return x * torch.sigmoid(1.702 * x)
 
 
-ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": F.gelu}  # F.gelu is the exact, erf form; the tanh form is neither
+def gelu_tanh(x: Tensor) -> Tensor:
+    """The tanh approximation of GELU, SigLIP's; it differs from GELU by up to 0.0005."""
+    return F.gelu(x, approximate="tanh")
+
+
+ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": F.gelu, "gelu_tanh": gelu_tanh}  # F.gelu is the exact, erf form
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:

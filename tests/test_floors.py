@@ -21,7 +21,7 @@ FLOORS = (  # from the bottom; what shares a floor doesn't import each other
     ("weights", "ops", "cosines", "stages"),
     ("models", "data"),
     ("family", "fast"),
-    ("openai", "mobileclip"),
+    ("openai", "mobileclip", "siglip"),
     ("loading",),
     ("save", "embed", "export", "hidden"),
     ("zero_shot",),

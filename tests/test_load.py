@@ -410,10 +410,10 @@ def test_a_file_in_a_directory_obeys_its_config(vit, tmp_path):
 
 def test_another_file_in_such_a_directory_is_its_own(vit, tmp_path):
     save_checkpoint(CASES["resnet"], state_dict(CASES["resnet"]), tmp_path / "other.safetensors")
-    (tmp_path / "config.json").write_text('{"model_type": "siglip"}')
+    (tmp_path / "config.json").write_text('{"model_type": "blip"}')
     assert load(tmp_path / "other.safetensors", "cpu")[0].config == CASES["resnet"]
     save_file(vit, tmp_path / "model.safetensors")
-    assert "model_type is 'siglip'; expected 'clip'" in fault(tmp_path / "model.safetensors")
+    assert "model_type is 'blip'; expected 'clip'" in fault(tmp_path / "model.safetensors")
 
 
 def test_a_prefix_of_some_names_is_explained(vit, tmp_path):

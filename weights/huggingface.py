@@ -11,7 +11,6 @@ from torch import Tensor
 
 from miniclip import tokenizer
 from miniclip.config import (
-    ACTIVATIONS,
     MAX_LAYERS,
     UNKNOWN,
     CLIPConfig,
@@ -36,6 +35,7 @@ WEIGHT_FILES = (
 LEGACY_EOS = 2  # in configs older than transformers 4.31, where it stands for the largest id
 LAYER_NORM_EPS = 1e-5
 STEPS = ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb")  # without exception
+HIDDEN_ACT = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}  # and our names
 RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 
 
@@ -57,7 +57,7 @@ def read_config(folder: Path) -> CLIPConfig:
 
 def read_vision(vision: Fields) -> ViTConfig:
     vision.one_of("num_channels", (3,), 3)
-    transformer = _transformer(vision, 768, 12, 3072)
+    transformer = read_transformer(vision, 768, 12, 3072)
     return ViTConfig(vision.integer("image_size", 224), vision.integer("patch_size", 32), transformer)
 
 
@@ -70,7 +70,7 @@ def read_text(text: Fields) -> TextConfig:
             f"{LEGACY_EOS} or {vocab_size - 1}, the largest id: a text is pooled at its largest id, which is another "
             "token if tokens were added after the end token",
         )
-    return TextConfig(text.integer("max_position_embeddings", 77), vocab_size, _transformer(text, 512, 8, 2048))
+    return TextConfig(text.integer("max_position_embeddings", 77), vocab_size, read_transformer(text, 512, 8, 2048))
 
 
 def _tower(fields: Fields, name: str) -> Fields:
@@ -79,21 +79,27 @@ def _tower(fields: Fields, name: str) -> Fields:
     return fields.section(f"{name}_config" if fields.values.get(twin) is None else twin, {})
 
 
-def _transformer(tower: Fields, width: int, heads: int, mlp_width: int) -> TransformerConfig:
-    """A tower's transformer, whose default sizes are given."""
-    tower.one_of("layer_norm_eps", (LAYER_NORM_EPS,), LAYER_NORM_EPS)
+def read_transformer(
+    tower: Fields, width: int, heads: int, mlp_width: int, act: str = "quick_gelu", eps: float = LAYER_NORM_EPS
+) -> TransformerConfig:
+    """A tower's transformer, whose defaults are given."""
+    tower.one_of("layer_norm_eps", (eps,), eps)
     width = tower.integer("hidden_size", width)
     return TransformerConfig(
         width,
         layers=tower.integer("num_hidden_layers", 12, most=MAX_LAYERS),
         heads=tower.divisor("num_attention_heads", heads, width),
         mlp_width=tower.integer("intermediate_size", mlp_width),
-        activation=tower.one_of("hidden_act", ACTIVATIONS, "quick_gelu"),
+        activation=HIDDEN_ACT[tower.one_of("hidden_act", HIDDEN_ACT, act)],
     )
 
 
-def read_preprocess(folder: Path, image_size: int) -> PreprocessConfig:
-    """How a directory says that pictures are prepared; if it has no such file, the resize mode is UNKNOWN."""
+def read_preprocess(folder: Path, image_size: int, default: PreprocessConfig | None = None) -> PreprocessConfig:
+    """How a directory says that pictures are prepared; if it has no such file, the resize mode is UNKNOWN.
+
+    default: has the mean and the std of a file that states none; None: OpenAI's.
+    """
+    default = default or PreprocessConfig(image_size)
     path = folder / "processor_config.json"  # transformers 5 writes this one, and prefers it
     nested = Fields.read(path).section("image_processor", {}) if path.is_file() else None
     if nested and nested.values:
@@ -110,15 +116,15 @@ def read_preprocess(folder: Path, image_size: int) -> PreprocessConfig:
         fields.one_of("crop_size", (image_size, square), 224)
     fields.one_of("do_center_crop", (True, False) if squash else (True,), True)
     for step in STEPS:
-        fields.one_of(step, (True,), True)
+        fields.one_of(step, (True, None) if step == "do_convert_rgb" else (True,), True)  # RGB anyway, of most files
     for other in [key for key in fields.values if key.startswith("do_") and key not in (*STEPS, "do_center_crop")]:
         fields.one_of(other, (False, None))
     if abs(fields.number("rescale_factor", 1 / 255) * 255 - 1) > 1e-6:
         raise fields.fault("rescale_factor", "1/255")
     return PreprocessConfig(
         image_size,
-        mean=fields.rgb("image_mean", PreprocessConfig.mean),
-        std=fields.rgb("image_std", PreprocessConfig.std),
+        mean=fields.rgb("image_mean", default.mean),
+        std=fields.rgb("image_std", default.std),
         interpolation=RESAMPLE[fields.one_of("resample", RESAMPLE, 3)],
         resize_mode="squash" if squash else "shortest",
     )
@@ -179,7 +185,7 @@ def _transformer_json(transformer: TransformerConfig, embed_dim: int) -> dict[st
         "num_hidden_layers": transformer.layers,
         "num_attention_heads": transformer.heads,
         "intermediate_size": transformer.mlp_width,
-        "hidden_act": transformer.activation,
+        "hidden_act": next(name for name, own in HIDDEN_ACT.items() if own == transformer.activation),
         "layer_norm_eps": LAYER_NORM_EPS,
         "projection_dim": embed_dim,
     }

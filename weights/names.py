@@ -72,7 +72,8 @@ _HUGGINGFACE_BLOCK = (
 )
 
 
-def _blocks(canonical: str, foreign: str) -> list[Row]:
+def huggingface_blocks(canonical: str, foreign: str) -> list[Row]:
+    """The rows of a stack of blocks, with what stands before their names."""
     return [Row(canonical + c, tuple(foreign + name for name in f), t) for c, f, t in _HUGGINGFACE_BLOCK]
 
 
@@ -81,14 +82,14 @@ HUGGINGFACE = (
     _row("logit_scale", "logit_scale", transform=SCALAR),
     _row("token_embedding.weight", "text_model.embeddings.token_embedding.weight"),
     _row("positional_embedding", "text_model.embeddings.position_embedding.weight"),
-    *_blocks("transformer.resblocks.#.", "text_model.encoder.layers.#."),
+    *huggingface_blocks("transformer.resblocks.#.", "text_model.encoder.layers.#."),
     _row("ln_final.*", "text_model.final_layer_norm.*"),
     _row("text_projection", "text_projection.weight", transform=TRANSPOSE),
     _row("visual.class_embedding", "vision_model.embeddings.class_embedding"),
     _row("visual.conv1.weight", "vision_model.embeddings.patch_embedding.weight"),
     _row("visual.positional_embedding", "vision_model.embeddings.position_embedding.weight"),
     _row("visual.ln_pre.*", "vision_model.pre_layrnorm.*"),  # sic
-    *_blocks("visual.transformer.resblocks.#.", "vision_model.encoder.layers.#."),
+    *huggingface_blocks("visual.transformer.resblocks.#.", "vision_model.encoder.layers.#."),
     _row("visual.ln_post.*", "vision_model.post_layernorm.*"),
     _row("visual.proj", "visual_projection.weight", transform=TRANSPOSE),
 )

@@ -74,7 +74,7 @@ def encode_images(model: CLIP, ways: Sequence[Encoder], batch: int, seconds: flo
 
 
 def encode_texts(model: CLIP, ways: Sequence[Encoder], count: int, seconds: float) -> Iterator[Row]:
-    ids = tokenize(SHORT[:count], model.context_length)
+    ids = model.tokenize(SHORT[:count])
     yield from _encode(f"encode_text, {count} prompt{'s' * (count > 1)}", ways, "text", ids, seconds, {}, 0)
 
 
@@ -94,7 +94,7 @@ def _encode(
 def classifier(model: CLIP, ways: Sequence[Encoder], seconds: float) -> Iterator[Row]:
     """The prompts of 1,000 classes, extrapolated from a few. Peers encode each class by itself, as openai/CLIP does."""
     templates = TEMPLATES["imagenet"]
-    of_a_class = tokenize(PROMPTS[: len(templates)], model.context_length)
+    of_a_class = model.tokenize(PROMPTS[: len(templates)])
     runs: dict[str, Callable] = {}
     classes: dict[str, int] = {}
     for way in ways:

@@ -101,6 +101,7 @@ class Scope:
         self.stage = stage
         self.block = stage.block
         self.config = forward.config
+        self.tokenize = forward.model.tokenize
 
     def __getitem__(self, name: str) -> Tensor:
         return self._forward[self.block + name if name.startswith(".") else name]

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from miniclip import ops, preprocess
 from miniclip.conformance.forward import Rule, Scope
-from miniclip.tokenizer import tokenize
 
 # Pillow's modes, by their number of bands. A picture of another mode has no image.decoded and image.resized.
 PICTURE_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
@@ -156,7 +155,7 @@ RULES: dict[str, Rule] = {
     "visual.attnpool.c_proj": lambda s: s.linear(s["visual.attnpool.context"], "visual.attnpool.c_proj"),
     "image_embedding": lambda s: ops.normalize(s.input),
     # the text
-    "text.ids": lambda s: tokenize(strings(s["text.utf8"]), s.config.text.context_length, truncate=True),
+    "text.ids": lambda s: s.tokenize(strings(s["text.utf8"]), truncate=True),
     "token_embedding": lambda s: s.weight("token_embedding.weight")[s["text.ids"].long()],
     "text.embedded": lambda s: s["token_embedding"] + positions(s),
     "ln_final": lambda s: s.layer_norm(s.input, "ln_final"),
@@ -164,4 +163,5 @@ RULES: dict[str, Rule] = {
     "text_projection": lambda s: s["text.pooled"] @ s.weight("text_projection"),
     "text_embedding": lambda s: ops.normalize(s["text_projection"]),
     "logits_per_image": lambda s: s.weight("logit_scale").exp() * cosines(s),
+    "biased logits_per_image": lambda s: s.weight("logit_scale").exp() * cosines(s) + s.weight("logit_bias"),
 }  # fmt: skip

@@ -16,7 +16,6 @@ from miniclip.models import CLIP
 from miniclip.models.transformer import Attention
 from miniclip.preprocess import Preprocess, center_crop, resize, to_pixels
 from miniclip.stages import Stage, tower_of
-from miniclip.tokenizer import tokenize
 
 OPTIONAL = ("image.decoded", "image.resized", "image.cropped", "text.utf8")  # not there if tensors were given
 
@@ -94,7 +93,7 @@ def _text_inputs(model: CLIP, text: str | Iterable[str] | Tensor | None) -> dict
     texts = [text] if isinstance(text, str) else list(text)
     if not texts:
         raise ValueError("there is no text to trace: the list is empty")
-    ids = tokenize(texts, model.context_length)
+    ids = model.tokenize(texts)
     return {"text.utf8": utf8(texts), "text.ids": ids}
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from miniclip.fast import half
-from miniclip.fast.linear import ACTIVATIONS, ONEDNN_NAMES
+from miniclip.fast.linear import ACTIVATIONS, ONEDNN_FORMS, ONEDNN_NAMES
 
 
 class Geometry(NamedTuple):
@@ -52,8 +52,9 @@ class OneDNNConv(Conv):
 
     def __call__(self, x: Tensor, activation: str = "none") -> Tensor:
         name = ONEDNN_NAMES.get(activation, activation)
+        form = ONEDNN_FORMS.get(activation, "none")
         return torch.ops.mkldnn._convolution_pointwise.default(
-            x, self.weight, self.bias, *self.geometry, name, [], "none"
+            x, self.weight, self.bias, *self.geometry, name, [], form
         )
 
     def add(self, x: Tensor, total: Tensor, activation: str = "none") -> Tensor:

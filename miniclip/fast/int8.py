@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from miniclip.errors import UsageError
 from miniclip.fast import half
 from miniclip.fast.blocks import Arithmetic
-from miniclip.fast.linear import ONEDNN_NAMES, ROWS, Linear
+from miniclip.fast.linear import ONEDNN_FORMS, ONEDNN_NAMES, ROWS, Linear
 from miniclip.models.transformer import ResidualAttentionBlock
 
 
@@ -41,7 +41,7 @@ class Int8Linear(Linear):
         dtype = self.dtype if activation == "none" else torch.float32  # the next product would widen it to quantise it
         weight = self.weight, self.scales, self.zeros, self.bias
         return torch.ops.onednn.qlinear_pointwise.default(
-            *quantize_activations(x), *weight, 1.0, 0, dtype, name, [], "none"
+            *quantize_activations(x), *weight, 1.0, 0, dtype, name, [], ONEDNN_FORMS.get(activation, "none")
         )
 
     def add(self, x: Tensor, total: Tensor) -> Tensor:

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -21,9 +22,11 @@ ACTIVATIONS = {
     "none": lambda x: x,
     "silu": lambda x: F.silu(x, inplace=True),
     "gelu": torch.ops.aten.gelu_,
+    "gelu_tanh": partial(torch.ops.aten.gelu_, approximate="tanh"),
     "relu": torch.relu_,
 }
-ONEDNN_NAMES = {"silu": "swish"}  # where oneDNN's name of an activation is another
+ONEDNN_NAMES = {"silu": "swish", "gelu_tanh": "gelu"}  # where oneDNN's name of an activation is another
+ONEDNN_FORMS = {"gelu_tanh": "tanh"}  # and which form of it; of the others "none"
 
 
 class Norm(NamedTuple):
@@ -74,7 +77,8 @@ class OneDNNLinear(Linear):
 
     def __call__(self, x: Tensor, activation: str = "none") -> Tensor:
         name = ONEDNN_NAMES.get(activation, activation)
-        return torch.ops.mkldnn._linear_pointwise.default(x, self.weight, self.bias, name, [], "none")
+        form = ONEDNN_FORMS.get(activation, "none")
+        return torch.ops.mkldnn._linear_pointwise.default(x, self.weight, self.bias, name, [], form)
 
     def add(self, x: Tensor, total: Tensor) -> Tensor:
         return torch.ops.mkldnn._linear_pointwise.binary(x, total, self.weight, self.bias, "add")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from miniclip import ops
+from miniclip import ops, tokenizer
 from miniclip.config import CLIPConfig, ResNetConfig, VisionConfig, ViTConfig, from_arguments
 from miniclip.kernels.dispatch import check_backend
 from miniclip.models.resnet import ModifiedResNet
@@ -57,6 +58,10 @@ class CLIP(TextTransformer):
     def dtype(self) -> torch.dtype:
         """What the towers compute in, and return."""
         return self.text_projection.dtype
+
+    def tokenize(self, texts: str | Iterable[str], truncate: bool = False) -> Tensor:
+        """Token ids int32 [N, L] for `encode_text`, by the model's own tokenizer; see `miniclip.tokenizer.tokenize`."""
+        return tokenizer.tokenize(texts, self.context_length, truncate)
 
     def encode_image(self, image: Tensor, normalize: bool = False) -> Tensor:
         """Embed pixels.

@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from miniclip.fast import conv, half
 from miniclip.fast.conv import Geometry
 from miniclip.fast.linear import FBGEMMLinear, Linear, OneDNNLinear, linear, norm, projection
+from miniclip.ops import gelu_tanh
 
-EXACT = {"none": lambda x: x, "silu": F.silu, "gelu": F.gelu, "relu": F.relu}
+EXACT = {"none": lambda x: x, "silu": F.silu, "gelu": F.gelu, "gelu_tanh": gelu_tanh, "relu": F.relu}
 ERRORS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 HALF = (torch.float16, torch.bfloat16)
 
