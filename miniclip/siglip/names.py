@@ -206,7 +206,7 @@ def read_openclip(fields: Fields) -> SigLIPConfig | None:
     vision, text = fields.section("vision_cfg", {}), fields.section("text_cfg", {})
     name = str(vision.values.get("timm_model_name"))
     match = TIMM_NAME.fullmatch(name)
-    if match is None:
+    if match is None or text.values.get("hf_model_name"):  # the text tower of some is a language model
         return None
     width, layers, heads, mlp_width = TIMM[match[1]]
     image_size, patch_size = int(match[3]), int(match[2])
@@ -225,7 +225,6 @@ def read_openclip(fields: Fields) -> SigLIPConfig | None:
 
 def _openclip_text(text: Fields) -> SigLIPTextConfig:
     expected = {
-        "hf_model_name": (None, ""),
         "no_causal_mask": (True,),
         "pool_type": ("last",),
         "norm_kwargs": ({"eps": EPS},),

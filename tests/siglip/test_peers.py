@@ -178,7 +178,6 @@ def test_openclip_configs_that_differ_are_refused(tmp_path):
         ("text_cfg", "pool_type", "argmax"),
         ("text_cfg", "norm_kwargs", {}),
         ("text_cfg", "tokenizer_kwargs", {}),
-        ("text_cfg", "hf_model_name", "xlm-roberta-base"),
         ("text_cfg", "embed_cls", True),
     ):
         changed = plain | {section: plain[section] | {key: value}}

@@ -262,7 +262,7 @@ def test_published_configs_are_read_or_refused(tmp_path):
 
 
 def test_openclip_s_own_configs():
-    """Of version 3.3.0: 41 are OpenAI's architecture, 9 are MobileCLIPs, 26 SigLIPs, and of each other one the error says why."""
+    """Of 3.3.0: 41 are OpenAI's architecture, 9 MobileCLIPs, 26 SigLIPs, and of each other one the error says why."""
     if not find_spec("open_clip") or version("open_clip_torch") != "3.3.0":
         pytest.skip("needs open_clip_torch 3.3.0")
     configs = sorted(Path(find_spec("open_clip").origin).with_name("model_configs").glob("*.json"))
