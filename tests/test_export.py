@@ -22,9 +22,11 @@ from miniclip.config import (
     from_json,
 )
 from miniclip.conformance import compare, trace
+from miniclip.conformance.exported import trace_exported
 from miniclip.export import ExportError, export_model
 from miniclip.io import WriteError
 from miniclip.loading import blank_model, build_model, shapes_of
+from miniclip.models import convert_weights
 
 needs_onnx = pytest.mark.skipif(
     not all(find_spec(package) for package in ("onnx", "onnxscript", "onnxruntime")),
@@ -59,21 +61,6 @@ def exported(tmp_path_factory):
     return export_once
 
 
-@torch.inference_mode()
-def run(folder, pixels: torch.Tensor, ids: torch.Tensor) -> dict[str, torch.Tensor]:
-    """What the exported towers give, under the names of the stages."""
-    if (folder / "image.pt2").exists():
-        image, text = (torch.export.load(folder / f"{tower}.pt2").module() for tower in ("image", "text"))
-        return {"image_embedding": image(pixels), "text_embedding": text(ids)}
-    import onnxruntime
-
-    stages = {}
-    for tower, name, x in (("image", "pixels", pixels), ("text", "ids", ids)):
-        session = onnxruntime.InferenceSession(folder / f"{tower}.onnx", providers=["CPUExecutionProvider"])
-        stages[f"{tower}_embedding"] = torch.from_numpy(session.run([f"{tower}_embedding"], {name: x.numpy()})[0])
-    return stages
-
-
 @pytest.mark.parametrize(
     ("name", "format"),
     [
@@ -88,9 +75,10 @@ def test_exported_towers_equal_the_model(name, format, exported):
     ids = tokenize(TEXTS)
     for count in (3, 1):  # the example that is exported has 2
         pixels = seeded.image(count, model.visual.input_resolution)
-        golden, mine = trace(model, pixels, ids[:count]), run(folder, pixels, ids[:count])
+        golden, mine = trace(model, pixels, ids[:count]), trace_exported(folder, pixels, ids[:count])
         assert compare(golden, mine).passed
-        for stage, x in mine.items():
+        for stage in ("image_embedding", "text_embedding"):
+            x = mine[stage]
             assert (x - golden[stage]).abs().max() <= 1e-5
             assert not compare(golden, {stage: x.roll(1, dims=-1)}).passed
     for file in folder.iterdir():
@@ -106,7 +94,7 @@ def test_onnx_files_state_shapes_and_opset_and_keep_to_one_tower(exported):
     import onnx
 
     model, folder = exported("ViT", "onnx")
-    shapes = {"image": [["batch", 3, 32, 32], ["batch", 32]], "text": [["batch", 77], ["batch", 32]]}
+    shapes = {"image": [["batch", 3, 32, 32], ["batch", 32]], "text": [["batch", "length"], ["batch", 32]]}
     for tower in shapes:
         file = onnx.load(folder / f"{tower}.onnx")
         assert [(part.domain, part.version) for part in file.opset_import] == [("", export.OPSET)]
@@ -131,7 +119,7 @@ def test_models_too_large_for_one_file_keep_their_tensors_beside(tmp_path, monke
     sizes = {file.name: file.stat().st_size for file in (tmp_path / "out").iterdir()}
     assert sizes["text.onnx"] < 100_000 < sizes["text.onnx.data"]
     pixels, ids = seeded.image(1, 32), tokenize("a cat")
-    assert compare(trace(model, pixels, ids), run(tmp_path / "out", pixels, ids)).passed
+    assert compare(trace(model, pixels, ids), trace_exported(tmp_path / "out", pixels, ids)).passed
 
 
 @pytest.mark.slow  # another process, which imports torch.export
@@ -156,6 +144,46 @@ def test_the_model_is_left_as_it_was(exported):
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
+@pytest.mark.parametrize("format", [pytest.param("onnx", marks=needs_onnx), "torch"])
+def test_texts_of_any_length_give_the_same_embeddings(format, exported):
+    """The embedding is that at the first end-of-text token, wherever it is; a text that lacks it differs."""
+    _, folder = exported("ViT", format)
+    ids = tokenize(TEXTS[:2])
+    end = int(ids.argmax(-1).max())
+    whole = trace_exported(folder, text=ids)["text_embedding"]
+    for length in (end + 1, end + 2, 40, 76):
+        cut = trace_exported(folder, text=ids[:, :length])["text_embedding"]
+        torch.testing.assert_close(cut, whole, atol=1e-6, rtol=0)
+    for length in (1, 2, end):
+        assert not torch.allclose(trace_exported(folder, text=ids[:, :length])["text_embedding"], whole, atol=1e-2)
+    with pytest.raises(Exception, match="77"):  # the runtime's own error
+        trace_exported(folder, text=torch.cat([ids, ids[:, :1]], dim=1))
+
+
+HALVES = [
+    pytest.param("ViT", "onnx", marks=needs_onnx),
+    pytest.param("ResNet", "onnx", marks=[needs_onnx, pytest.mark.slow]),
+    ("ViT", "torch"),
+]
+
+
+@pytest.mark.parametrize(("name", "format"), HALVES)
+def test_float16(name, format, tmp_path, exported):
+    """Half the size, float32 at both ends, and a cosine of at least 0.9999."""
+    model, whole = exported(name, format)
+    export_model(convert_weights(model_of(CONFIGS[name]), torch.float16), tmp_path / "out", format)
+    half, single = (sum(file.stat().st_size for file in folder.iterdir()) for folder in (tmp_path / "out", whole))
+    assert half < 0.55 * single
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "float16"
+    pixels, ids = seeded.image(3, model.visual.input_resolution), tokenize(TEXTS)
+    golden, mine = trace(model, pixels, ids), trace_exported(tmp_path / "out", pixels, ids)
+    assert compare(golden, mine, dtype=torch.float16).passed
+    for stage in ("image_embedding", "text_embedding"):
+        assert mine[stage].dtype == torch.float32
+        assert torch.cosine_similarity(mine[stage], golden[stage]).min() >= 0.9999
+        assert (mine[stage] - golden[stage]).abs().max() > 1e-6  # it is not the float32 model
+
+
 # Errors
 
 
@@ -163,7 +191,7 @@ def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError("the disk is full")
 
-    monkeypatch.setattr(export, "_write_torch", fail)
+    monkeypatch.setattr(torch.export, "save", fail)
     with pytest.raises(WriteError, match="the disk is full"):
         export_model(model_of(CONFIGS["ViT"]), tmp_path / "out", "torch")
     assert list(tmp_path.iterdir()) == []
@@ -176,9 +204,9 @@ def test_a_directory_with_something_in_it_is_kept(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]
 
 
-@pytest.mark.parametrize("change", [lambda model: model.half(), lambda model: model.train()])
+@pytest.mark.parametrize("change", [lambda model: model.bfloat16(), lambda model: model.train()])
 def test_models_that_can_not_be_exported(change, tmp_path):
-    with pytest.raises(ExportError, match="float32 model in eval mode"):
+    with pytest.raises(ExportError, match="float32 or float16 model in eval mode"):
         export_model(change(model_of(CONFIGS["ViT"])), tmp_path / "out", "torch")
 
 
@@ -202,7 +230,6 @@ def test_command_line(tmp_path, capsys):
     assert "image.onnx" in capsys.readouterr().out
     model, _ = load("tiny-ViT", device="cpu")
     pixels, ids = seeded.image(2, 64), tokenize(["a cat", "a dog"])
-    mine = run(tmp_path / "out", pixels, ids)
-    config = json.loads((tmp_path / "out" / "config.json").read_text())
-    logits = config["logit_scale"] * mine["image_embedding"] @ mine["text_embedding"].T
-    assert compare(trace(model, pixels, ids), mine | {"logits_per_image": logits}).passed
+    mine = trace_exported(tmp_path / "out", pixels, ids)
+    assert "logits_per_image" in mine
+    assert compare(trace(model, pixels, ids), mine).passed
