@@ -98,6 +98,20 @@ def test_probabilities_on_a_gpu(monkeypatch):
         monkeypatch.undo()
 
 
+def test_ranks_on_a_gpu():
+    """Those of float32 cosines, for embeddings that float16 holds; far classes do not become equal at zero."""
+
+    class OnGPU(torch.Tensor):
+        is_cuda = True
+
+    images, classes = (F.normalize(torch.randn(n, 32), dim=1).half().float() for n in (50, 200))
+    cosines, targets = F.normalize(images, dim=1) @ F.normalize(classes, dim=1).T, torch.randint(200, (50,))
+    ((scores, own),) = zero_shot._scores(images, classes.T, targets, torch.ones(()).as_subclass(OnGPU))
+    assert isinstance(scores, OnGPU) and torch.equal(own, targets)
+    assert torch.equal(zero_shot.ranks(scores.as_subclass(torch.Tensor), own), zero_shot.ranks(cosines, targets))
+    assert not torch.equal(zero_shot.ranks((1000 * cosines).softmax(1), own), zero_shot.ranks(cosines, targets))
+
+
 def test_the_same_numbers_as_by_hand(called):
     images, weights = (F.normalize(torch.randn(n, 16), dim=1) for n in (30, 40))
     expected = (100 * images @ weights.T).softmax(1)
