@@ -7,6 +7,7 @@ No GPU has timed them yet.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -49,6 +50,7 @@ def supported(device: torch.device) -> str:
     return name
 
 
+@functools.cache  # every operation asks, and PyTorch takes microseconds to answer
 def architecture(device: torch.device) -> str:
     """The device's name in the tables. On a CPU, where Triton interprets, it is that of one with all kinds of tiles."""
     if device.type == "cpu":

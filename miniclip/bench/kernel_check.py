@@ -229,7 +229,7 @@ def kernel_calls(device: torch.device, dry: bool) -> Iterator[Callable]:
 
 
 def summary(rows: list[dict], device: torch.device) -> dict:
-    """How many errors are over their tolerance, and the rules that follow from the times."""
+    """How many errors were checked, how many of them are too large or could not be, and the rules that follow from the times."""
     from miniclip.bench.kernel_rules import as_python, rules
     from miniclip.kernels.tiles import architecture
 
@@ -238,7 +238,7 @@ def summary(rows: list[dict], device: torch.device) -> dict:
     source = f"{found.get('device', 'interpreted')}, {found['date']}, torch {found['torch']}, triton {found['triton']}"
     return {
         "errors": len(errors),
-        "too large": sum(not row["ok"] for row in errors),
+        "wrong": sum(not row["ok"] for row in errors),
         "rules": as_python(architecture(device), rules(rows, source)),
     }
 
@@ -248,9 +248,9 @@ def as_text(row: dict) -> str:
     if row["stage"] == "machine":
         return ", ".join(f"{key} {value}" for key, value in row.items() if key != "stage")
     if row["stage"] == "summary":
-        return f"\n{row['too large']} of {row['errors']} errors are over their tolerance\n\n{row['rules']}"
+        return f"\n{row['wrong']} of {row['errors']} errors are over their tolerance, or failed\n\n{row['rules']}"
     name = f"{row['operation']:22} {row.get('dtype', ''):9} {row.get('shape', ''):26} {row.get('who', ''):46}"
-    if "ok" in row:
+    if "kernel" in row:
         verdict = "" if row["ok"] else "  TOO LARGE"
         return f"{name} {row['kernel']:10.1e} of {row['tolerance']:.1e}, PyTorch {row['pytorch']:.1e}{verdict}"
     clocks = [f"{key} {1e6 * row[key]:.1f} us" for key in ("eager", "graph", "latency") if key in row]

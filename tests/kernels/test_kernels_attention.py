@@ -226,15 +226,20 @@ def test_nothing():
     assert attention_varlen(none, starts_of([]), 16).shape == attention_varlen(none, starts_of([0, 0]), 0).shape
 
 
-def test_heads_may_lie_far_apart():
-    """The third head is 2^31 numbers away from the first: 4 GiB that are reserved, and hardly touched."""
-    far, length = 2**30, 9
-    memory = torch.empty(2 * far + 3 * 64 * length, dtype=torch.float16)
-    qkv = memory.as_strided((1, length, 3, 3, 64), (0, 3 * 64, 64, far, 1))
-    near = random(1, length, 3, 3, 64, dtype=torch.float16)
-    qkv.copy_(near)
-    assert torch.equal(attention(qkv, True), attention(near, True))
-    assert torch.equal(attention_varlen(qkv[0], starts_of([4, 5]), 5), attention_varlen(near[0], starts_of([4, 5]), 5))
+@pytest.mark.parametrize("far_apart", ["heads", "tokens"])
+def test_heads_and_tokens_may_lie_far_apart(far_apart):
+    """The third is 2^31 numbers away from the first: 4 GiB that are reserved, and hardly touched."""
+    far, near = 2**30, 3 * 3 * 64
+    length, strides = (9, (near, far)) if far_apart == "heads" else (3, (far, 64))
+    memory = torch.empty(2 * far + near * length, dtype=torch.float16)
+    token, head = strides
+    qkv = memory.as_strided((1, length, 3, 3, 64), (0, token, 64 if far_apart == "heads" else 3 * 64, head, 1))
+    close = random(1, length, 3, 3, 64, dtype=torch.float16)
+    qkv.copy_(close)
+    lengths = [length - 2, 2]
+    assert torch.equal(attention(qkv, True), attention(close, True))
+    packed = (attention_varlen(x[0], starts_of(lengths), max(lengths)) for x in (qkv, close))
+    assert torch.equal(*packed)
 
 
 @pytest.mark.parametrize("length", [63, 64, 65, 127, 128, 129, 191, 193])

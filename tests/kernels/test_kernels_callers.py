@@ -78,6 +78,7 @@ def test_by_default_from_pictures_to_answers(through, pictures, classes, kernels
                 found = ZeroShotClassifier(model, names).predict([picture] * pictures)
                 assert found == names[:1] * pictures
     assert dispatch.MEASURES.keys() & seen.names.keys() == kernels
+    assert ("_softmax" in seen.names) == (through == "evaluate")  # whose ranks are computed there too
     assert seen.names["bmm"] + seen.names["mm"] + seen.names["addmm"] > 100  # both towers ran
 
 

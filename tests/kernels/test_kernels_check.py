@@ -78,7 +78,19 @@ def test_a_wrong_kernel_is_found(capsys, monkeypatch):
     assert check.main(["--dry", "--stages", "errors"]) == 1
     out = capsys.readouterr().out
     assert "every time is made up" in out and out.count("TOO LARGE") == 2
-    assert "2 of 2 errors are over their tolerance" in out
+    assert "2 of 2 errors are over their tolerance, or failed" in out
+
+
+def test_a_kernel_that_fails_is_a_row_and_the_next_is_checked(monkeypatch):
+    monkeypatch.setattr(errors, "attention", lambda qkv, causal: 1 / 0)
+    cases = errors.cases
+    some = lambda device, dry: [case for case in cases(device, True) if "L" not in case.shape][:4]  # noqa: E731
+    monkeypatch.setattr(errors, "cases", some)
+    rows = list(errors.check(CPU, dry=False))
+    assert [row["ok"] for row in rows] == ["failed" not in row for row in rows] and {*map(bool, rows)} == {True}
+    assert rows[0]["failed"] == "ZeroDivisionError: division by zero" and rows[-1]["ok"]
+    assert "ZeroDivisionError" in check.as_text({"stage": "errors"} | rows[0])
+    assert check.summary(rows, CPU)["wrong"] == sum("failed" in row for row in rows) > 0
 
 
 def test_nan_is_over_every_tolerance():

@@ -109,6 +109,33 @@ def test_what_a_gpu_computes(kind, monkeypatch):
     assert torch.equal(exact.top_k_by_cosine(blocks, asked, 10)[1], found) == (not on_cpu)  # negative control
 
 
+def signs(*negative: list[int]) -> torch.Tensor:
+    """Rows of 1/8, and of -1/8 at these places: of unit length, and held by float16."""
+    return torch.stack([torch.full((64,), 0.125).index_fill(0, torch.tensor(places), -0.125) for places in negative])
+
+
+def test_what_the_rounding_of_a_query_hides(monkeypatch):
+    """It makes the query's numbers equal, and with them the rows' cosines. So the last 20 rows, which are the best, are
+    no candidates, and the candidates differ by more than products in float32 are off."""
+    asked = 0.125 + 2.8e-5 * torch.tensor([1.0, -1.0]).repeat(32)
+    assert (asked.half() == 0.125).all()
+    higher, lower = [list(range(start, 64, 2)) for start in (0, 1)]
+    some = [higher[i : i + 4] + lower[i : i + 4] for i in range(10)] + [higher[i : i + 8] for i in range(10)]
+    rows = signs(*some, *(lower[i : i + 8] for i in range(20))).half()
+    on_cpu = []
+    monkeypatch.setattr(exact, "top_k", lambda *arguments: on_cpu.append(1) or top_k(*arguments))
+    assert exact.top_k_by_cosine([rows], asked[None], 10)[1].tolist() == [list(range(20, 30))] and on_cpu
+
+
+def test_equal_products_whose_cosines_are_rounded_apart(monkeypatch):
+    asked = torch.full((64,), 0.125)
+    asked[:4] += torch.tensor([80, -20, 30, 30]) * 2.0**-20
+    assert asked[:2].sum() == asked[2:4].sum() and asked[:2].half().float().sum() > asked[2:4].half().float().sum()
+    rows = signs([0, 1], [2, 3], *([*range(start, start + 20)] for start in range(4, 24))).half()
+    monkeypatch.setattr(exact, "top_k", None)  # no query is in doubt
+    assert exact.top_k_by_cosine([rows], asked[None], 2)[1].tolist() == [[0, 1]]
+
+
 def test_few_rows_by_similarity():
     for sizes, k in (((3, 0), 10), ((1,), 1), ((20,), 20), ((20,), 15)):
         blocks, asked = [unit(size, 32, seed=size).half() for size in sizes], unit(4, 32, seed=9)
