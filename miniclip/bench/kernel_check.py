@@ -229,7 +229,7 @@ def kernel_calls(device: torch.device, dry: bool) -> Iterator[Callable]:
 
 
 def summary(rows: list[dict], device: torch.device) -> dict:
-    """How many errors were checked, how many of them are too large or could not be, and the rules that follow from the times."""
+    """How many errors were checked, how many are too large or failed, and the rules that follow from the times."""
     from miniclip.bench.kernel_rules import as_python, rules
     from miniclip.kernels.tiles import architecture
 

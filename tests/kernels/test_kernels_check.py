@@ -83,14 +83,13 @@ def test_a_wrong_kernel_is_found(capsys, monkeypatch):
 
 def test_a_kernel_that_fails_is_a_row_and_the_next_is_checked(monkeypatch):
     monkeypatch.setattr(errors, "attention", lambda qkv, causal: 1 / 0)
-    cases = errors.cases
-    some = lambda device, dry: [case for case in cases(device, True) if "L" not in case.shape][:4]  # noqa: E731
-    monkeypatch.setattr(errors, "cases", some)
+    cases = list(errors.cases(CPU, True))
+    monkeypatch.setattr(errors, "cases", lambda device, dry: [cases[0], cases[-1]])
     rows = list(errors.check(CPU, dry=False))
-    assert [row["ok"] for row in rows] == ["failed" not in row for row in rows] and {*map(bool, rows)} == {True}
-    assert rows[0]["failed"] == "ZeroDivisionError: division by zero" and rows[-1]["ok"]
+    assert [row["ok"] for row in rows] == [False, True]
+    assert rows[0]["failed"] == "ZeroDivisionError: division by zero"
     assert "ZeroDivisionError" in check.as_text({"stage": "errors"} | rows[0])
-    assert check.summary(rows, CPU)["wrong"] == sum("failed" in row for row in rows) > 0
+    assert check.summary(rows, CPU)["wrong"] == 1
 
 
 def test_nan_is_over_every_tolerance():
