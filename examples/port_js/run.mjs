@@ -8,43 +8,12 @@
 
 import { readFileSync, readdirSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { CLIP } from "./clip.mjs";
-import { gunzip, readTensors, writeTensors } from "./safetensors.mjs";
-import { makeTokenizer } from "./tokenizer.mjs";
+import { CLIP } from "./clip.js";
+import { gunzip, readTensors, writeTensors } from "./safetensors.js";
+import { makeTokenizer } from "./tokenizer.js";
 
 const file = (path) => readFileSync(new URL(path, import.meta.url));
 const json = (name) => JSON.parse(file(`../../tests/conformance/${name}`).toString());
-
-function forward(model, tokenize, inputs) {
-  model.stages = new Map();
-  const decoded = inputs.get("image.decoded");
-  let pixels = inputs.get("image.pixels");
-  if (decoded) {
-    const [height, width, bands] = decoded.shape;
-    pixels = { shape: [1], data: model.preprocess({ width, height, bands, data: decoded.data }) };
-  }
-  const image = pixels && model.encodeImage(pixels.data, pixels.shape[0]);
-  let ids = inputs.get("text.ids");
-  if (inputs.has("text.utf8")) {
-    const texts = splitTexts(inputs.get("text.utf8").data);
-    ids = { shape: [texts.length, 77], data: tokenize(texts, 77, true) };
-    model.stage("text.ids", ids.shape, ids.data, "I32");
-  }
-  const text = ids && model.encodeText(ids.data, ids.shape[0]);
-  if (image && text) model.score(image, text, pixels.shape[0], ids.shape[0]);
-  return model.stages;
-}
-
-/** Strings in UTF-8, each followed by the byte 255. */
-function splitTexts(bytes) {
-  const texts = [];
-  for (let start = 0; start < bytes.length; ) {
-    const end = bytes.indexOf(255, start);
-    texts.push(new TextDecoder("utf-8", { ignoreBOM: true }).decode(bytes.subarray(start, end)));
-    start = end + 1;
-  }
-  return texts;
-}
 
 const [weightFile, golden, output] = process.argv.slice(2);
 if (!output) throw new Error("usage: node run.mjs WEIGHTS GOLDEN OUTPUT [--weights]");
@@ -55,7 +24,7 @@ const { tokenize } = makeTokenizer(merges, json("html_entities.json"), json("win
 const isFolder = statSync(golden).isDirectory();
 const names = isFolder ? readdirSync(golden).filter((name) => name.endsWith(".safetensors")) : [""];
 for (const name of names) {
-  const stages = forward(model, tokenize, readTensors(readFileSync(join(golden, name))));
+  const stages = await model.forward(readTensors(readFileSync(join(golden, name))), tokenize);
   if (process.argv.includes("--weights")) for (const [key, tensor] of weights) stages.set(`w.${key}`, tensor);
   writeFileSync(join(output, name), writeTensors(stages));
 }

@@ -356,7 +356,7 @@ def test_comparison_finds_a_mistake_in_the_javascript_port(tmp_path):
     for name in ("miniclip/bpe_simple_vocab_16e6.txt.gz", *(f"tests/conformance/{x}.json" for x in TABLES)):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
-    source = tmp_path / "examples" / "port_js" / "tokenizer.mjs"
+    source = tmp_path / "examples" / "port_js" / "tokenizer.js"
     changed = source.read_text(encoding="utf-8").replace(".toLowerCase()", "")
     assert changed != source.read_text(encoding="utf-8")
     source.write_text(changed, encoding="utf-8")
@@ -369,8 +369,8 @@ def test_comparison_finds_a_mistake_in_the_javascript_port(tmp_path):
 TABLES = ("html_entities", "windows_1252")
 TOKENIZE = """
 import {{ readFileSync }} from "node:fs";
-import {{ gunzip }} from "{port}/safetensors.mjs";
-import {{ makeTokenizer }} from "{port}/tokenizer.mjs";
+import {{ gunzip }} from "{port}/safetensors.js";
+import {{ makeTokenizer }} from "{port}/tokenizer.js";
 const read = (path) => readFileSync("{root}/" + path);
 const [golden, entities, windows1252] = ["tokenizer", "html_entities", "windows_1252"].map((name) =>
   JSON.parse(read(`tests/conformance/${{name}}.json`).toString()));

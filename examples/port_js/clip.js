@@ -1,47 +1,31 @@
 // CLIP's towers and score, sections 6 to 10 of the specification: both kinds of image tower, float32, heads 64 wide.
 
-import { count } from "./safetensors.mjs";
-import { crop, normalize, resize } from "./picture.mjs";
+import { Model, dot, endsOfText, withoutPadding } from "./model.js";
 
 const HEAD_WIDTH = 64;
 const EPS = 1e-5;
 
 /** A model from its weights, a Map as readTensors returns it. Every stage that it computes goes to `stages`, a Map. */
-export class CLIP {
-  constructor(weights) {
+export class CLIP extends Model {
+  constructor(weights, preprocess = {}) {
+    super(preprocess);
     this.weights = weights;
-    this.stages = new Map();
     const isViT = weights.has("visual.proj");
-    const positions = this.shape(isViT ? "visual.positional_embedding" : "visual.attnpool.positional_embedding")[0];
+    const [positions] = this.shape(isViT ? "visual.positional_embedding" : "visual.attnpool.positional_embedding");
     this.size = (isViT ? this.shape("visual.conv1.weight")[3] : 32) * Math.round(Math.sqrt(positions - 1));
     this.tower = isViT ? this.vit : this.resnet;
+    this.scale = Math.exp(this.weight("logit_scale")[0]);
+    this.contextLength = this.shape("positional_embedding")[0];
   }
 
-  weight(name) {
+  tensor(name) {
     const tensor = this.weights.get(name);
     if (!tensor) throw new Error(`the weights have no tensor ${name}`);
-    return tensor.data;
+    return tensor;
   }
 
-  shape(name) {
-    this.weight(name);
-    return this.weights.get(name).shape;
-  }
-
-  /** Record a stage and return its numbers. */
-  stage(name, shape, data, dtype = "F32") {
-    if (data.length !== count(shape)) throw new Error(`${name} has ${data.length} numbers, not ${shape}`);
-    this.stages.set(name, { dtype, shape, data });
-    return data;
-  }
-
-  /** {width, height, bands, data} -> pixels [1, 3, size, size] */
-  preprocess(picture) {
-    const resized = resize(picture, this.size);
-    this.stage("image.resized", [resized.height, resized.width, resized.bands], resized.data, "U8");
-    const cropped = this.stage("image.cropped", [this.size, this.size, 3], crop(resized, this.size), "U8");
-    return this.stage("image.pixels", [1, 3, this.size, this.size], normalize(cropped));
-  }
+  weight = (name) => this.tensor(name).data;
+  shape = (name) => this.tensor(name).shape;
 
   /** pixels [n, 3, size, size] -> embeddings [n, E] of length 1 */
   encodeImage(pixels, n) {
@@ -51,6 +35,7 @@ export class CLIP {
 
   /** ids, an Int32Array [n, length] -> embeddings [n, E] of length 1 */
   encodeText(ids, n) {
+    ids = withoutPadding(ids, n);
     const length = ids.length / n;
     const [, width] = this.shape("token_embedding.weight");
     const table = this.weight("token_embedding.weight");
@@ -60,18 +45,10 @@ export class CLIP {
     let x = fill(embedded.length, (i) => embedded[i] + positions[i % (length * width)]);
     x = this.transformer(this.stage("text.embedded", [n, length, width], x), n, length, width, "transformer", true);
     x = this.stage("ln_final", [n, length, width], this.layerNorm(x, width, "ln_final"));
-    const ends = range(n).map((row) => row * length + argmax(ids.subarray(row * length, (row + 1) * length)));
+    const ends = endsOfText(ids, n).map((end, row) => row * length + end);
     const pooled = this.stage("text.pooled", [n, width], takeRows(x, width, ends));
     const projected = this.project(pooled, n, "text_projection");
     return this.stage("text_embedding", [n, projected.length / n], unit(projected, n));
-  }
-
-  /** Embeddings [images, E] and [texts, E] -> logits [images, texts] */
-  score(images, texts, n, m) {
-    const width = images.length / n;
-    const scale = Math.exp(this.weight("logit_scale")[0]);
-    const logits = fill(n * m, (i) => scale * dot(images, Math.floor(i / m) * width, texts, (i % m) * width, width));
-    return this.stage("logits_per_image", [n, m], logits);
   }
 
   // The Vision Transformer
@@ -291,14 +268,6 @@ function takeRows(x, width, rows) {
   const out = new Float32Array(rows.length * width);
   rows.forEach((row, i) => out.set(x.subarray(row * width, (row + 1) * width), i * width));
   return out;
-}
-
-const argmax = (row) => row.reduce((best, id, i) => (id > row[best] ? i : best), 0);
-
-function dot(a, i, b, j, length) {
-  let sum = 0;
-  for (let d = 0; d < length; d++) sum += a[i + d] * b[j + d];
-  return sum;
 }
 
 /** x [rows, inputs] @ weight [outputs, inputs]^T + bias [outputs] */
