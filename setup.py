@@ -1,4 +1,4 @@
-"""Packaging. The folders `kernels/` and `weights/` are imported as miniclip.kernels and miniclip.weights."""
+"""Packaging. Some folders are installed below miniclip: ELSEWHERE."""
 
 import re
 from pathlib import Path
@@ -16,6 +16,7 @@ ONNX = ["onnx", "onnxruntime", "onnxscript"]
 FAISS = ["faiss-cpu"]
 HEIF = ["pillow-heif"]
 HUB = ["huggingface_hub"]
+ELSEWHERE = {"miniclip.kernels": "kernels", "miniclip.weights": "weights", "miniclip.port_js": "examples/port_js"}
 SIGLIP = ["sentencepiece", "tokenizers"]
 FOR_TESTS = [*PLOT, *PICTOGRAMS, *WEBDATASET, *ONNX, *TRITON, *PROBE, *FAISS, *HUB, *SIGLIP]
 
@@ -28,11 +29,13 @@ setup(
     license="MIT",
     license_files=["LICENSE", "NOTICE"],
     python_requires=">=3.10",
-    packages=[*find_packages(include=["miniclip", "miniclip.*"]), "miniclip.kernels", "miniclip.weights"],
-    package_dir={"miniclip.kernels": "kernels", "miniclip.weights": "weights"},
+    packages=[*find_packages(include=["miniclip", "miniclip.*"]), *ELSEWHERE],
+    package_dir=ELSEWHERE,
     package_data={
         "miniclip": ["*.txt.gz", "py.typed"],
         "miniclip.search": ["gallery.html", "gallery.js"],
+        "miniclip.web": ["*.html", "*.css", "*.js", "*.svg", "*.txt"],
+        "miniclip.port_js": ["*.js"],
         "miniclip.data": ["*.txt.gz", "*.zip"],
         "miniclip.weights": ["*.safetensors.gz", "*.md"],
     },

@@ -29,12 +29,12 @@ def install(source: Path, prefix: Path, *options: str) -> Path:
     return next(prefix.rglob("*-packages"))
 
 
-def imported_from(site: Path, folder: Path) -> list[str]:
-    """The files of miniclip and miniclip.weights as imported in `folder`, installed in `site` alone."""
+def imported_from(site: Path, folder: Path, show: str = SHOW) -> list[str]:
+    """What `show` prints in `folder`, installed in `site` alone: by default the files of miniclip and its weights."""
     # -S leaves out the .pth files of the surrounding environment, where miniclip may be installed too.
     code = f"import site, sys; sys.path[:0] = ['']; site.addsitedir({str(site)!r}); sys.path += [{SITE_PACKAGES!r}]; "
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    command = [sys.executable, "-S", "-c", code + SHOW]
+    command = [sys.executable, "-S", "-c", code + show]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
@@ -55,6 +55,12 @@ def test_installed_and_used_from_elsewhere_or_from_the_checkout(checkout, tmp_pa
     assert (site / "miniclip/bpe_simple_vocab_16e6.txt.gz").exists()
     assert (site / "miniclip/data/sample.zip").exists()
     assert (site / "miniclip/data/imagenet_classes.txt.gz").exists()
+    for installed, folder in (("web", "miniclip/web"), ("port_js", "examples/port_js")):
+        scripts = {file.name for file in (ROOT / folder).glob("*.js")}
+        assert len(scripts) >= 5 and {file.name for file in (site / "miniclip" / installed).glob("*.js")} == scripts
+    code = "from miniclip.web.folder import PORT; print(PORT)"
+    assert imported_from(site, tmp_path, code) == [str(site / "miniclip/port_js")]
+    assert imported_from(site, checkout, code) == [str(checkout / "examples/port_js")]
     assert {file.name for file in (site / "miniclip/weights").glob("*.gz")} == {
         file.name for file in (ROOT / "weights").glob("*.gz")
     }

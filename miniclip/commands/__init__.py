@@ -32,7 +32,7 @@ COMMANDS = {
     "compare": "find the first wrong stage of a port, and why it is wrong",
     "bench": "measure speed and memory beside openai/CLIP, open_clip and others",
     "convert": "rewrite a checkpoint in another format, its values unchanged",
-    "export": "write both towers as ONNX, or as programs of torch.export",
+    "export": "write both towers as ONNX, as programs of torch.export, or as a page",
 }
 
 EXAMPLE = """\

@@ -1,7 +1,8 @@
-"""Write both towers of a model, and how to prepare pictures for them, as ONNX or as programs of torch.export.
+"""Write both towers of a model as ONNX or as programs of torch.export, or a page that runs the model in a browser.
 
     miniclip export --model ViT-B/32 -o ViT-B-32-onnx
     miniclip export --model tiny-ViT --with-preprocess --dtype float16 -o tiny-onnx
+    miniclip export --model tiny-ViT --web page && python -m http.server --directory page
 """
 
 from __future__ import annotations
@@ -10,7 +11,13 @@ import argparse
 
 from miniclip.commands.options import MODEL, add_activation, path
 from miniclip.commands.output import show, shown
+from miniclip.errors import UsageError
 
+WEB = "a new directory for a page that any file server serves: it names and searches pictures, and tests the browser"
+RUNTIME = (
+    "with --web: the folder of npm's package onnxruntime-web, which is copied into the page to run the model as ONNX "
+    "(default: plain JavaScript, for small models)"
+)
 WITH_PREPROCESS = "the image tower takes an RGB picture of any size, as bytes, instead of pixels; only as ONNX"
 
 
@@ -20,16 +27,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--with-preprocess", action="store_true", help=WITH_PREPROCESS)
     help = "type of the weights and the arithmetic (default: float32)"
     parser.add_argument("--dtype", choices=("float32", "float16"), default="float32", help=help)
-    parser.add_argument("-o", "--output", type=path, required=True, metavar="DIR", help="a new directory")
+    output = parser.add_mutually_exclusive_group(required=True)
+    output.add_argument("-o", "--output", type=path, metavar="DIR", help="a new directory for the towers")
+    output.add_argument("--web", type=path, metavar="DIR", help=WEB)
+    parser.add_argument("--onnxruntime-web", type=path, metavar="DIR", help=RUNTIME)
     add_activation(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     from miniclip.export import check_format, export_model
     from miniclip.loading import load
+    from miniclip.web import export_web
+    from miniclip.web.folder import check_runtime
 
-    check_format(options.format, options.with_preprocess)  # before a model is downloaded
+    if options.onnxruntime_web and not options.web:
+        raise UsageError("--onnxruntime-web is for --web")
+    if options.web and (options.with_preprocess or options.format != "onnx"):
+        raise UsageError("--with-preprocess and --format are not for --web, whose page prepares pictures itself")
+    if not options.web or options.onnxruntime_web:
+        check_format(options.format, options.with_preprocess)  # before a model is downloaded
+    check_runtime(options.onnxruntime_web)
     model, _ = load(options.model, device="cpu", dtype=options.dtype, activation=options.activation)
-    export_model(model, options.output, options.format, str(options.model), options.with_preprocess)
-    show(f"{options.model} -> {', '.join(shown(file) for file in sorted(options.output.iterdir()))}")
+    if options.web:
+        export_web(model, options.web, str(options.model), options.onnxruntime_web)
+        show(f"{options.model} -> {shown(options.web)}; to see it: python -m http.server --directory {options.web}")
+    else:
+        export_model(model, options.output, options.format, str(options.model), options.with_preprocess)
+        show(f"{options.model} -> {', '.join(shown(file) for file in sorted(options.output.iterdir()))}")
     return 0

@@ -7,7 +7,6 @@ html_entities.json and windows_1252.json. Run it whenever a tiny model in weight
 Another Pillow may resample otherwise, another PyTorch sums in another order: the headers say which were used.
 """
 
-import html.entities
 import json
 import math
 import sys
@@ -29,6 +28,7 @@ from miniclip.conformance.trace import trace
 from miniclip.loading import blank_model
 from miniclip.openai.stages import stages
 from miniclip.tokenizer import tokenize
+from miniclip.web.folder import html_entities, windows_1252
 from miniclip.weights.names import LAYOUTS, TRANSPOSE
 
 HERE = Path(__file__).parent
@@ -180,19 +180,6 @@ def size_case(size: tuple[int, int], image_size: int) -> dict:
     )
     box = [left, top, left + image_size, top + image_size]
     return {"size": list(size), "image_size": image_size, "resized": list(resized), "crop": box}
-
-
-def html_entities() -> dict:
-    """HTML5's names, most with a semicolon, and their characters; then the names in capitals that only ftfy knows."""
-    names = html.entities.html5
-    capitals = {x.upper(): y.upper() for x, y in names.items() if x.endswith(";") and x.islower()}
-    return {"html5": names, "capitals": {x: y for x, y in capitals.items() if html.unescape(f"&{x}") == f"&{x}"}}
-
-
-def windows_1252() -> dict:
-    """The bytes 128 to 159 that are characters in Windows-1252."""
-    characters = {byte: bytes([byte]).decode("windows-1252", errors="ignore") for byte in range(0x80, 0xA0)}
-    return {"windows_1252": {str(byte): character for byte, character in characters.items() if character}}
 
 
 def models() -> dict:

@@ -30,10 +30,10 @@ from miniclip.conformance.compare import compare_files
 from miniclip.conformance.measure import INPUTS, PRECISIONS
 from miniclip.conformance.mistakes import tokens
 from miniclip.io import save_tensors
-from miniclip.loading import blank_model, build_model, load, open_checkpoint, shapes_of
+from miniclip.loading import blank_model, build_model, open_checkpoint, shapes_of
 from miniclip.openai import stages as tables
 from miniclip.stages import IMAGE, LOGITS
-from miniclip.tokenizer import split_words, tokenize
+from miniclip.tokenizer import split_words
 
 ROOT = Path(__file__).parents[2]
 SPECIFICATION = ROOT / "tests" / "conformance" / "README.md"
@@ -393,53 +393,6 @@ def test_javascript_tokenizer_on_all_strings(tmp_path):
             others += 1
             assert [49406, *ids, 49407] == tokens.ids_of(text, len(ids) + 2, **steps), text
     assert others == 406  # as section 4.6 says
-
-
-BROWSER = """
-import {{ readFileSync }} from "node:fs";
-const picture = {{ width: {width}, height: {height}, data: new Uint8ClampedArray(readFileSync("{pixels}")) }};
-const elements = {{ labels: {{ value: {labels} }}, answers: {{ replaceChildren(...rows) {{ this.rows = rows; }} }} }};
-const cell = () => ({{ append(child) {{ this.child = child; }} }});
-globalThis.document = {{
-  getElementById: (id) => (elements[id] ??= {{}}),
-  createElement: () => ({{ cells: [], insertCell() {{ return this.cells[this.cells.push(cell()) - 1]; }} }}),
-}};
-globalThis.fetch = async (path) => {{
-  const bytes = readFileSync(new URL(path, "file://{port}/"));
-  return {{ ok: true, arrayBuffer: async () => Uint8Array.from(bytes).buffer }};
-}};
-globalThis.createImageBitmap = async (file) => file;
-globalThis.OffscreenCanvas = class {{
-  getContext() {{ return {{ drawImage() {{}}, getImageData: () => picture }}; }}
-}};
-URL.createObjectURL = () => "blob:";
-{script}
-await element("file").onchange({{ target: {{ files: [picture] }} }});
-console.log(JSON.stringify(elements.answers.rows.map((row) => [row.cells[0].textContent, row.cells[1].child.value])));
-"""
-
-
-@needs_node
-@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
-def test_page_of_the_javascript_port(mode, tmp_path):
-    """Its script, with a stand-in for the browser's objects, gives each label our model's probability."""
-    labels = ["a drawing of a dog", "<b>a pizza</b>", "a drawing of a bicycle"]
-    dog = Image.open(ROOT / "examples" / "images" / "dog.png").convert(mode)
-    if mode == "RGBA":
-        dog.putalpha(dog.convert("L"))
-    (tmp_path / "pixels").write_bytes(dog.convert("RGBA").tobytes())
-    script = re.search(r'<script type="module">(.*)</script>', (JAVASCRIPT / "index.html").read_text(), re.DOTALL)[1]
-    script = script.replace('from "./', f'from "{JAVASCRIPT.as_posix()}/')
-    values = {"width": dog.width, "height": dog.height, "pixels": tmp_path / "pixels", "port": JAVASCRIPT.as_posix()}
-    source = BROWSER.format(**values, labels=json.dumps("\n".join([*labels, " "])), script=script)
-    (tmp_path / "page.mjs").write_text(source)
-    answers = json.loads(subprocess.check_output(["node", tmp_path / "page.mjs"]))
-    model, preprocess_image = load("tiny-ViT", device="cpu", dtype=torch.float32)
-    with torch.no_grad():
-        expected = model(preprocess_image(dog)[None], tokenize(labels))[0].softmax(-1)[0]
-    assert [label for label, _ in answers] == labels
-    torch.testing.assert_close(torch.tensor([value for _, value in answers]), expected, atol=1e-4, rtol=0)
-    assert expected.max() > 0.5
 
 
 # The specification
