@@ -62,7 +62,7 @@ class Picture:
 
 
 class Label(NamedTuple):
-    """A label of a picture: its probability among all labels, and its cosine."""
+    """A label of a picture: its probability among all labels, or with a SigLIP by itself, and its cosine."""
 
     label: str
     score: float
@@ -107,16 +107,23 @@ def classify(
 ) -> list[Labels]:
     """The labels of each picture with their probabilities, the most probable first.
 
-    labels: two or more. templates: prompts in which {} stands for the label, or names of sets such as "imagenet"; the
-    embedding of a label is the mean of its prompts. UsageError for a single label, DataError for a label that is too
-    long.
+    The probabilities of a picture add up to one; a SigLIP's do not: each is that of its label by itself.
+
+    labels: two or more; for a SigLIP one is enough. templates: prompts in which {} stands for the label, or names of
+    sets such as "imagenet"; the embedding of a label is the mean of its prompts. UsageError for a single label,
+    DataError for a label that is too long.
     """
-    if len(set(as_list(labels))) < 2:
-        raise UsageError(ONE_LABEL)
     clip, preprocess = resolve(model)
+    check_labels(clip, as_list(labels))
     results, faults = label_pictures(clip, preprocess, find_pictures(pictures), labels, templates)
     _raise(faults)
     return results
+
+
+def check_labels(model: CLIP, labels: Sequence[str]) -> None:
+    """UsageError for a single label where probabilities only compare labels."""
+    if len(set(labels)) < 2 and model.logit_bias is None:
+        raise UsageError(ONE_LABEL)
 
 
 def label_pictures(
@@ -131,7 +138,7 @@ def label_pictures(
     weights = zero_shot_weights(model, labels, templates)
     embeddings, faults = embed_images(model, preprocess, [picture.source for picture in pictures])
     cosines = embeddings @ weights
-    scores = probabilities(embeddings, weights, model.logit_scale.exp())
+    scores = probabilities(embeddings, weights, model.logit_scale.exp(), model.logit_bias)
     used = [picture for i, picture in enumerate(pictures) if i not in faults]
     rows = zip(used, scores.tolist(), cosines.tolist(), strict=True)
     results = [

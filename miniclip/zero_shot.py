@@ -4,7 +4,7 @@ As in the CLIP paper (Radford et al. 2021, section 3.1.4). For N pictures and C 
 
     zero_shot_weights   class names, templates   -> one unit vector for each class [E, C]
     prompt_weights      class names, templates   -> one unit vector for each prompt [templates, E, C]
-    probabilities       pictures [N, E], weights -> the softmax over the classes [N, C]
+    probabilities       pictures [N, E], weights -> the softmax over the classes [N, C], or a SigLIP's sigmoid of each
     nearest             pictures [N, E], weights -> the k most probable classes of each picture
     classify            pictures [N, E], weights -> each picture's nearest class, and the rank of its true class
     topk_accuracy       scores [N, C], targets   -> the share of pictures whose true class is among the k best
@@ -181,24 +181,34 @@ def classify(
     return predicted, found
 
 
-def probabilities(images: Tensor, weights: Tensor, logit_scale: Tensor) -> Tensor:
-    """The softmax of logit_scale * cosines, float32 [N, C] on the CPU.
+def probabilities(images: Tensor, weights: Tensor, logit_scale: Tensor, logit_bias: Tensor | None = None) -> Tensor:
+    """The softmax of logit_scale * cosines, float32 [N, C] on the CPU; with a logit_bias, which is added, the sigmoid.
 
     images, weights: as for `classify`, of unit length; logit_scale: the model's `logit_scale.exp()`, on whose device
-    they are computed. A probability only compares the given classes: it is high also where none of them is right.
+    they are computed; logit_bias: the model's. A softmax only compares the given classes: it is high also where none
+    of them is right. A sigmoid is the probability of each pair by itself, whatever the other classes are.
     """
     logit_scale = logit_scale.detach().float()
-    return similarity_softmax(*beside(logit_scale, images, weights.T), logit_scale).cpu()
+    images, classes = beside(logit_scale, images, weights.T)
+    if logit_bias is None:
+        return similarity_softmax(images, classes, logit_scale).cpu()
+    return (logit_scale * images.float() @ classes.float().T + logit_bias.detach()).sigmoid().cpu()
 
 
-def nearest(images: Tensor, weights: Tensor, logit_scale: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
+def nearest(
+    images: Tensor, weights: Tensor, logit_scale: Tensor, k: int = 1, *, logit_bias: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """The k classes with the highest `probabilities`, best first: those float32 [N, k], and their numbers int64 [N, k].
 
     The N x C probabilities are never all in memory.
     """
     logit_scale = logit_scale.detach().float()
-    found = similarity_topk(*beside(logit_scale, images, weights.T), logit_scale, k)
-    return found[0].cpu(), found[1].cpu()
+    images, classes = beside(logit_scale, images, weights.T)
+    found, places, _ = similarity_topk(images, classes, logit_scale, k)
+    if logit_bias is not None:
+        cosines = torch.stack([(images.float() * classes[column].float()).sum(1) for column in places.T], dim=1)
+        found = (logit_scale * cosines + logit_bias.detach()).sigmoid()
+    return found.cpu(), places.cpu()
 
 
 def _scores(images: Tensor, weights: Tensor, targets: Tensor, one: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

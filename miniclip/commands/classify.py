@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 MOST_BARS = 8  # labels in a drawing
 TEMPLATE = "{} stands for the label: 'a photo of {}.'; or the name of a set, such as imagenet; may be repeated"
-SCORES = "probability among the labels (default), or cosine, which does not depend on the other labels"
+SCORES = (
+    "probability among the labels (default; a SigLIP's is that of each label by itself), or cosine, which does not "
+    "depend on the other labels"
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,23 +50,27 @@ def run(options: argparse.Namespace) -> int:
     from miniclip.answers import ONE_LABEL, find_pictures, label_pictures
 
     labels = _labels(options)
-    if len(labels) == 1 and options.scores == "probability":
-        raise UsageError(f"{ONE_LABEL} (--scores cosine)")
     pictures = find_pictures(options.pictures, options.hidden)
-    results, faults = label_pictures(*load_model(options), pictures, labels, options.template or ["{}"])
+    model, preprocess = load_model(options)
+    by_itself = options.scores == "probability" and model.logit_bias is not None
+    if len(labels) == 1 and options.scores == "probability" and not by_itself:
+        raise UsageError(f"{ONE_LABEL} (--scores cosine)")
+    results, faults = label_pictures(model, preprocess, pictures, labels, options.template or ["{}"])
     field = "score" if options.scores == "probability" else "cosine"
     rows = [{label.label: getattr(label, field) for label in each} for each in results]
     if options.json:
         key = "probabilities" if options.scores == "probability" else "cosines"
         ordered = [{label: row[label] for label in labels} for row in rows]
-        show_json([{"image": r.picture.name, key: row} for r, row in zip(results, ordered, strict=True)])
+        kind = {"kind": "sigmoid"} if by_itself else {}
+        show_json([{"image": r.picture.name, key: row, **kind} for r, row in zip(results, ordered, strict=True)])
     elif options.csv:
         table = ([str(r.picture), *map(row.get, labels)] for r, row in zip(results, rows, strict=True))
         show_csv(["picture", *labels], table)
     else:
         style = "9.2%" if options.scores == "probability" else "9.4f"
         for result, row in zip(results, rows, strict=True):
-            show("\n".join([str(result.picture), *(f"{row[label]:{style}}  {label}" for label in row)]))
+            title = f"{result.picture}, each label by itself" if by_itself else str(result.picture)
+            show("\n".join([title, *(f"{row[label]:{style}}  {label}" for label in row)]))
     if options.plot and results:
         _draw(results, options.plot)
     return report_rejected(faults, len(pictures))

@@ -9,9 +9,11 @@ classifiers can share. One path or PIL image is a list of one.
     scores          cosines. For the right text 0.2 to 0.3 is usual in OpenAI's models. They depend on the model and the
                     wording, so compare a score only with scores of the same classifier, or with a threshold that was
                     chosen on pictures (`choose_threshold`)
-    logits          cosines times the scale that the model was trained with, `logit_scale.exp()`; 100 in OpenAI's models
+    logits          cosines times the scale that the model was trained with, `logit_scale.exp()`, 100 in OpenAI's
+                    models; a SigLIP adds its `logit_bias`
     probabilities   the softmax of the logits, which compares the given classes with each other. They add up to one even
-                    if no class fits, and change with the list of classes
+                    if no class fits, and change with the list of classes. A SigLIP's are the sigmoid of each logit: the
+                    probability of each class by itself, whatever the other classes are
 """
 
 from __future__ import annotations
@@ -87,15 +89,19 @@ class ZeroShotClassifier:
         return embed_pictures(self.model, pictures) @ self.weights
 
     def logits(self, pictures: Pictures) -> Tensor:
-        """The scores [N, C] times the model's scale."""
-        return self.model.logit_scale.exp().float().cpu() * self.scores(pictures)
+        """The scores [N, C] times the model's scale, plus its bias if it has one."""
+        bias = 0 if self.model.logit_bias is None else self.model.logit_bias.float().cpu()
+        return self.model.logit_scale.exp().float().cpu() * self.scores(pictures) + bias
 
     def probabilities(self, pictures: Pictures) -> Tensor:
-        """The softmax of the logits, [N, C]. It only compares these classes with each other."""
+        """The softmax of the logits, [N, C], which only compares these classes; of a SigLIP the sigmoid of each."""
+        model = self.model
         with torch.no_grad():
             if self.ensemble == "logits":  # the weights are not of unit length
-                return self.logits(pictures).softmax(dim=1)
-            return probabilities(embed_pictures(self.model, pictures), self.weights, self.model.logit_scale.exp())
+                logits = self.logits(pictures)
+                return logits.softmax(dim=1) if model.logit_bias is None else logits.sigmoid()
+            images = embed_pictures(model, pictures)
+            return probabilities(images, self.weights, model.logit_scale.exp(), model.logit_bias)
 
     def predict(self, pictures: Pictures, threshold: float | None = None) -> list[str | None]:
         """The best class of each picture; None where its score is below the threshold, if one is given.

@@ -116,7 +116,8 @@ def evaluate(
 def _zero_shot(study: Study, weights: Tensor, seed: int) -> dict:
     classes, targets = study.classes, study.targets
     predicted, found = classify(study.images, weights, targets, study.device)
-    probabilities = nearest(study.images, weights, study.model.logit_scale.exp())[0][:, 0]
+    model = study.model
+    probabilities = nearest(study.images, weights, model.logit_scale.exp(), logit_bias=model.logit_bias)[0][:, 0]
     matrix = confusion_matrix(targets, predicted, len(classes))
     accuracy, right = shares(found, (1, 5)), found < 1
     counts, recalls = matrix.sum(1).tolist(), class_recall(targets, right, len(classes))

@@ -37,6 +37,7 @@ class CLIP(TextTransformer):
         self.config = config
         self.visual = self.towers[type(config.vision)](config.vision, config.embed_dim)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # the logarithm of the temperature's inverse
+        self.register_parameter("logit_bias", None)  # in a family that has it, the sigmoid of a score is a probability
 
     @classmethod
     def from_arguments(cls, *arguments: Any, **named: Any) -> CLIP:

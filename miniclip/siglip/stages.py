@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from miniclip.siglip.config import SigLIPConfig
+from miniclip.siglip.towers import ProbeAttention
 from miniclip.stages import IMAGE, Stage, rows
 
 VISION = (
@@ -22,6 +23,7 @@ VISION = (
     ("visual.embedded",       "N L D",   "the patches row by row, plus positional_embedding; no class token"),
     ("visual.transformer.resblocks.*", "N L D", "a block's output"),
     ("visual.ln_post",        "N L D",   "LayerNorm of all tokens, eps 1e-6"),
+    ("visual.pool.attn.probabilities", "N H 1 L", "of the probe: softmax over the last side of q k^T / sqrt(d)"),
     ("visual.pool.attn",      "N D",     "multi-head attention from the probe to all tokens, through out_proj"),
     ("visual.pool.ln",        "N D",     "LayerNorm of visual.pool.attn, eps 1e-6"),
     ("visual.pool.mlp",       "N D",     "two linear layers around the activation"),
@@ -76,6 +78,9 @@ def _located(stage: Stage) -> Stage:
 
 def _probabilities(attention: nn.Module, x: Tensor) -> Tensor:
     """Computed in float32 from what the module takes."""
-    qkv = F.linear(x, attention.in_proj_weight, attention.in_proj_bias).unflatten(-1, (3, attention.heads, -1))
-    q, k, _ = qkv.float().permute(2, 0, 3, 1, 4)
-    return (q @ k.mT * q.shape[-1] ** -0.5).softmax(dim=-1).to(x.dtype)
+    if isinstance(attention, ProbeAttention):
+        q, k, _ = attention.project(x)
+    else:
+        qkv = F.linear(x, attention.in_proj_weight, attention.in_proj_bias).unflatten(-1, (3, attention.heads, -1))
+        q, k, _ = qkv.permute(2, 0, 3, 1, 4)
+    return (q.float() @ k.float().mT * q.shape[-1] ** -0.5).softmax(dim=-1).to(x.dtype)

@@ -29,13 +29,17 @@ class ProbeAttention(Attention):
         self.probe = nn.Parameter(torch.empty(width))
         nn.init.normal_(self.probe, std=width**-0.5)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: [N, L, D] -> [N, D]."""
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x: [N, L, D] -> the probe's query [N, H, 1, D / H], and the keys and values of all tokens [N, H, L, D / H]."""
         w_q, w_kv = self.in_proj_weight.tensor_split([len(self.probe)])
         b_q, b_kv = self.in_proj_bias.tensor_split([len(self.probe)])
         q = F.linear(self.probe.to(x.dtype), w_q, b_q).expand(len(x), 1, -1).unflatten(-1, (self.heads, -1))
-        k, v = F.linear(x, w_kv, b_kv).unflatten(-1, (2, self.heads, -1)).unbind(2)  # [N, L, H, D / H]
-        pooled = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+        k, v = F.linear(x, w_kv, b_kv).unflatten(-1, (2, self.heads, -1)).unbind(2)
+        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [N, L, D] -> [N, D]."""
+        pooled = F.scaled_dot_product_attention(*self.project(x))  # [N, H, 1, D / H]
         return self.out_proj(pooled.flatten(1))
 
 

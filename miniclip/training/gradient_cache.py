@@ -18,14 +18,19 @@ class Embedder(nn.Module):
     """A CLIP whose output is what the losses take: (images, texts) -> unit embeddings of both, and the logits' scalars.
 
     DistributedDataParallel must wrap this, because it reduces the gradients only of what its own forward returned, and
-    CLIP's forward returns logits. logit_bias: where that of the loss starts; None: the loss has none.
+    CLIP's forward returns logits. logit_bias: where that of the loss starts, unless the model has one of its own, which
+    is then trained; None: the loss has none.
     """
 
     def __init__(self, clip: CLIP, logit_bias: float | None = None):
         super().__init__()
         self.clip = clip
-        bias = None if logit_bias is None else nn.Parameter(torch.full_like(clip.logit_scale, logit_bias))
+        self.has_bias = logit_bias is not None
+        new = self.has_bias and clip.logit_bias is None
+        bias = nn.Parameter(torch.full_like(clip.logit_scale, logit_bias)) if new else None
         self.register_parameter("logit_bias", bias)
+        if clip.logit_bias is not None:
+            clip.logit_bias.requires_grad_(self.has_bias)
 
     def forward(self, images: Tensor, texts: Tensor) -> tuple[Tensor, ...]:
         """images [N, 3, R, R], texts [N, L] -> image [N, E], text [N, E], the scalars of `scalars`."""
@@ -36,7 +41,9 @@ class Embedder(nn.Module):
     def scalars(self) -> tuple[Tensor, ...]:
         """The logits' scale, and their bias if the loss has one."""
         scale = self.clip.logit_scale.exp()
-        return (scale,) if self.logit_bias is None else (scale, self.logit_bias)
+        if not self.has_bias:
+            return (scale,)
+        return scale, self.clip.logit_bias if self.logit_bias is None else self.logit_bias
 
 
 def cached_backward(

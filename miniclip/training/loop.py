@@ -117,7 +117,7 @@ class Trainer:
         pixels = change(batch.pixels.to(self.device), config.image_size, batch.captions, rng)
         texts = choose_captions(batch.captions, options.template, options.first_caption, rng)
         repeated = self.report.watch_texts(texts)
-        tokens = tokenize_short(texts, self.model.context_length)
+        tokens = tokenize_short(self.model, texts)
         return augment.normalize(pixels, config), tokens.to(self.device), repeated
 
     def backward(self, images: Tensor, texts: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -141,9 +141,10 @@ def sharded_loss(loss: Callable[..., Tensor], image: Tensor, text: Tensor, *scal
 
 
 def clamp_logit_scale(model: CLIP) -> None:
-    """Hold the temperature at or above 1/100, in place; after each optimizer step."""
-    with torch.no_grad():
-        model.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
+    """Hold the temperature at or above 1/100, in place; after each optimizer step. A SigLIP's has no bound."""
+    if model.logit_bias is None:
+        with torch.no_grad():
+            model.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
 
 
 def without_autocast(x: Tensor) -> torch.autocast:

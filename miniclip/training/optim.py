@@ -14,10 +14,11 @@ from miniclip.training.towers import layers_above
 
 
 def freeze(model: CLIP, options: TrainOptions) -> None:
-    """Compute no gradients for the towers and BatchNorms that the options freeze. The temperature is always trained."""
+    """Compute no gradients for the towers and BatchNorms that the options freeze. The temperature is always trained,
+    and so is a SigLIP's logit bias."""
     for name, parameter in model.named_parameters():
         tower = "image" if name.startswith("visual.") else "text"
-        if tower in options.freeze and name != "logit_scale":
+        if tower in options.freeze and name not in ("logit_scale", "logit_bias"):
             parameter.requires_grad_(False)
     for module in _batch_norms(model) if options.freeze_batchnorm else []:
         module.requires_grad_(False)

@@ -7,7 +7,8 @@ from torch import nn
 from miniclip.errors import UsageError
 from miniclip.models import CLIP
 
-HEAD = ("proj", "proj_bias", "text_projection")  # parameters of a tower itself that are used after its last block
+# Parameters of a tower itself that are used after its last block.
+HEAD = ("proj", "proj_bias", "text_projection", "text_projection_bias", "logit_bias")
 
 
 def blocks_of(tower: nn.Module, purpose: str) -> list[nn.Module]:

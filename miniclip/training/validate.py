@@ -11,7 +11,6 @@ from torch import Tensor
 
 from miniclip.data.batches import Pictures
 from miniclip.models import CLIP
-from miniclip.tokenizer import tokenize
 from miniclip.training import augment
 from miniclip.zero_shot import topk_accuracy
 
@@ -29,11 +28,11 @@ class Validation:
     text_top1: float
 
 
-def tokenize_short(texts: list[str], context_length: int) -> Tensor:
-    """Token ids [N, L], cut off after the longest text, which changes nothing, because no token attends to a later one.
-    Texts longer than the context are truncated, as in openai/CLIP's training."""
-    tokens = tokenize(texts, context_length, truncate=True)
-    return tokens[:, : int(tokens.argmax(1).max()) + 1]
+def tokenize_short(model: CLIP, texts: list[str]) -> Tensor:
+    """Token ids [N, L]. Where no token attends to a later one, they are cut off after the longest text, which changes
+    nothing. Texts longer than the context are truncated, as in openai/CLIP's training."""
+    tokens = model.tokenize(texts, truncate=True)
+    return tokens[:, : int(tokens.argmax(1).max()) + 1] if model.transformer.causal else tokens
 
 
 @torch.no_grad()
@@ -78,5 +77,5 @@ def validate(
 def _embed(model: CLIP, texts: list[str], batch_size: int) -> Tensor:
     """Unit embeddings [N, E], float32. `miniclip.embed.embed_texts` would wait for the other processes, which do not
     validate, and refuse long texts."""
-    tokens = tokenize_short(texts, model.context_length).to(model.logit_scale.device)
+    tokens = tokenize_short(model, texts).to(model.logit_scale.device)
     return torch.cat([model.encode_text(part, normalize=True).float() for part in tokens.split(batch_size)])

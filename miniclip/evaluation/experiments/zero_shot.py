@@ -34,7 +34,8 @@ def measure(study: Study, templates: Sequence[str] = ("{}",), seed: int = 0) -> 
     """templates: prompts or names of sets, used as one ensemble. seed: which pictures are drawn."""
     weights = zero_shot_weights(study.model, study.classes, templates)
     predicted, ranks = classify(study.images, weights, study.targets, study.device)
-    probabilities = nearest(study.images, weights, study.model.logit_scale.exp())[0][:, 0]
+    model = study.model
+    probabilities = nearest(study.images, weights, model.logit_scale.exp(), logit_bias=model.logit_bias)[0][:, 0]
     cosines = study.images @ weights
     number = len(study.classes)
     return {
