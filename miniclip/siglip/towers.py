@@ -30,7 +30,7 @@ class ProbeAttention(Attention):
         nn.init.normal_(self.probe, std=width**-0.5)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x: [N, L, D] -> the probe's query [N, H, 1, D / H], and the keys and values of all tokens [N, H, L, D / H]."""
+        """x: [N, L, D] -> the probe's query [N, H, 1, D / H], keys and values of all tokens [N, H, L, D / H]."""
         w_q, w_kv = self.in_proj_weight.tensor_split([len(self.probe)])
         b_q, b_kv = self.in_proj_bias.tensor_split([len(self.probe)])
         q = F.linear(self.probe.to(x.dtype), w_q, b_q).expand(len(x), 1, -1).unflatten(-1, (self.heads, -1))

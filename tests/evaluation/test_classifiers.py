@@ -29,6 +29,8 @@ class Dictionary:
     """A model that embeds the texts it was given as it was told, and no others."""
 
     context_length = 77
+    logit_bias = None
+    tokenize = staticmethod(tokenize)
 
     def __init__(self, vectors: dict[str, list[float]], scale: float = 10):
         self.rows = {tuple(tokenize(text)[0].tolist()): torch.tensor(vector) for text, vector in vectors.items()}

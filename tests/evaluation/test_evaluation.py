@@ -55,6 +55,8 @@ class ColourModel:
     """Sees the mean colour of a picture, knows the colours that a text names, and has no weights."""
 
     context_length = 77
+    logit_bias = None
+    tokenize = staticmethod(tokenize)
     logit_scale = torch.tensor(0.0)
     text_projection = torch.empty(0, 3)  # as wide as the embedding
 
