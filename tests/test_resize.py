@@ -1,6 +1,7 @@
 """Models for other image sizes and context lengths than they were trained for."""
 
 import importlib.util
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,8 +9,11 @@ import torch.nn.functional as F
 from conformance.openai_cases import CASES
 from conformance.seeded import image, text, weights
 from mobileclip_small import tiny
+from PIL import Image
+from safetensors.torch import load_file
 
-from miniclip import load
+from miniclip import load, tokenize
+from miniclip.commands import main
 from miniclip.data.synthetic import create_synthetic
 from miniclip.loading import blank_model, build_model
 from miniclip.openai.resize import resize_grid, resize_row
@@ -18,6 +22,7 @@ from miniclip.training.options import TrainOptions
 from miniclip.training.train import train
 from miniclip.weights import CheckpointError
 
+ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.filterwarnings("ignore:.*interpolated for")
 
 
@@ -97,6 +102,41 @@ def test_lengths_that_make_no_sense(length, tmp_path):
     path, _, _ = files(tmp_path, "vit")
     with pytest.raises(CheckpointError, match="context_length is"):
         load(path, "cpu", context_length=length)
+
+
+def test_sizes_on_the_command_line(tmp_path):
+    """embed and convert have the options of every command that loads a model."""
+    caption = tmp_path / "captions.txt"
+    caption.write_text("a dog\n")
+    picture, sizes = "examples/images/dog.png", ["--image-size", "96", "--context-length", "8"]
+    paths = [str(caption), str(ROOT / picture)]
+    assert main(["embed", *paths, "--model", "tiny-ViT", *sizes, "-o", str(tmp_path / "e.safetensors")]) == 0
+    assert main(["convert", "tiny-ViT", str(tmp_path / "x.safetensors"), *sizes]) == 0
+    got = load_file(tmp_path / "e.safetensors")
+    plain, (model, preprocess) = load("tiny-ViT", "cpu")[0], load("tiny-ViT", "cpu", image_size=96, context_length=8)
+    assert load(tmp_path / "x.safetensors", "cpu")[0].config == model.config
+    with torch.no_grad():
+        pixels, ids = preprocess(Image.open(ROOT / picture))[None], tokenize("a dog", 8)
+        torch.testing.assert_close(got["images"], model.encode_image(pixels, normalize=True), atol=1e-5, rtol=0)
+        torch.testing.assert_close(got["texts"], model.encode_text(ids, normalize=True), atol=1e-5, rtol=0)
+        assert (got["texts"] - plain.encode_text(ids, normalize=True)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    "command", ["classify", "similarity", "embed", "evaluate", "explore", "trace", "export", "convert"]
+)
+def test_every_command_that_loads_a_model_has_both(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    assert {"--image-size", "--context-length", "--activation"} <= set(capsys.readouterr().out.split())
+
+
+def test_an_index_has_its_model_s_size(tmp_path, capsys):
+    assert main(["index", str(tmp_path), "-o", str(tmp_path / "i"), "--image-size", "96"]) == 2
+    assert "unrecognized arguments: --image-size" in capsys.readouterr().err
+    size = ["--image-size", "65", "-o", str(tmp_path / "e.npy")]
+    assert main(["embed", str(ROOT / "examples/images/dog.png"), "--model", "tiny-ViT", *size]) == 2
+    assert "expected a multiple of 16" in capsys.readouterr().err
 
 
 def test_half_precision_is_interpolated_in_float32():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 
-from miniclip.commands.options import MODEL, add_activation, path
+from miniclip.commands.options import MODEL, add_loading, loading_arguments, path
 from miniclip.commands.output import show, shown
 from miniclip.errors import UsageError
 
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     output.add_argument("-o", "--output", type=path, metavar="DIR", help="a new directory for the towers")
     output.add_argument("--web", type=path, metavar="DIR", help=WEB)
     parser.add_argument("--onnxruntime-web", type=path, metavar="DIR", help=RUNTIME)
-    add_activation(parser)
+    add_loading(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
     if not options.web or options.onnxruntime_web:
         check_format(options.format, options.with_preprocess)  # before a model is downloaded
     check_runtime(options.onnxruntime_web)
-    model, _ = load(options.model, device="cpu", dtype=options.dtype, activation=options.activation)
+    model, _ = load(options.model, device="cpu", dtype=options.dtype, **loading_arguments(options))
     if options.web:
         export_web(model, options.web, str(options.model), options.onnxruntime_web)
         show(f"{options.model} -> {shown(options.web)}; to see it: python -m http.server --directory {options.web}")

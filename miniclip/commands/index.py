@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--faiss", action="store_true", help="also prepare approximate search (needs faiss)")
     add_batches(parser)
     add_pictures(parser)
-    add_model(parser, None, MODEL)
+    add_model(parser, None, MODEL, resize=False)  # for another size: `miniclip convert`, then name the new file
     add_json(parser)
 
 

@@ -25,20 +25,38 @@ DTYPES = ("float32", "float16", "bfloat16")
 MODEL = "a name from `miniclip models`, or a file or directory (default: %(default)s)"
 DTYPE = "type of the weights and embeddings; auto takes the fastest here (default: float16 on CUDA, else float32)"
 ACTIVATION = "the activation of a file that does not state it (default: quick_gelu, OpenAI's)"
+IMAGE_SIZE = "pixels, other than the model's: its positional embeddings are interpolated, as OpenCLIP does"
+CONTEXT_LENGTH = "tokens of a text, other than the model's: the same"
 UPRIGHT = "turn photos as their EXIF orientation says (default: as openai/CLIP, which takes them as they are stored)"
 BACKGROUND = "background for transparent pictures (default: as openai/CLIP, which drops the transparency: mostly black)"
 
 
-def add_model(parser: argparse.ArgumentParser, default: str | None = "ViT-B/32", help: str = MODEL, **settings) -> None:
-    """--model, --device, --dtype, --activation; `load_model` reads them."""
+def add_model(
+    parser: argparse.ArgumentParser,
+    default: str | None = "ViT-B/32",
+    help: str = MODEL,
+    resize: bool = True,
+    **settings,
+) -> None:
+    """--model, --device, --dtype and those of `add_loading`; `load_model` reads them."""
     parser.add_argument("--model", default=default, help=help, **settings)
     parser.add_argument("--device", type=device, help="cpu, cuda, ... (default: CUDA if there is one)")
     parser.add_argument("--dtype", choices=(*DTYPES, "auto", "int8"), help=DTYPE)
-    add_activation(parser)
+    add_loading(parser, resize)
 
 
-def add_activation(parser: argparse.ArgumentParser) -> None:
+def add_loading(parser: argparse.ArgumentParser, resize: bool = True) -> None:
+    """--activation and, where the sizes may change, --image-size and --context-length; `loading_arguments` reads them."""
     parser.add_argument("--activation", choices=ACTIVATIONS, help=ACTIVATION)
+    if resize:
+        parser.add_argument("--image-size", type=positive, metavar="R", help=IMAGE_SIZE)
+        parser.add_argument("--context-length", type=positive, metavar="L", help=CONTEXT_LENGTH)
+
+
+def loading_arguments(options: argparse.Namespace) -> dict[str, str | int | None]:
+    """The arguments of `load` and `open_checkpoint` that the options of `add_loading` state."""
+    names = ("activation", "image_size", "context_length")
+    return {name: getattr(options, name, None) for name in names}
 
 
 def add_json(parser: argparse.ArgumentParser, help: str = "print JSON") -> None:
@@ -93,7 +111,7 @@ def load_model(options: argparse.Namespace) -> tuple[CLIP, Preprocess]:
     """The model that the options of `add_model` name."""
     from miniclip.loading import load
 
-    model, preprocess = load(options.model, options.device, dtype=options.dtype, activation=options.activation)
+    model, preprocess = load(options.model, options.device, dtype=options.dtype, **loading_arguments(options))
     return model, replace(preprocess, upright=bool(getattr(options, "upright", None)))
 
 

@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--faiss", action="store_true", help="approximate: faster for millions; see `index --faiss`")
     parser.add_argument("--html", type=output_file, metavar="FILE", help="also write the answers as a page of pictures")
     add_pictures(parser)
-    add_model(parser, None, MODEL)
+    add_model(parser, None, MODEL, resize=False)  # for another size: `miniclip convert`, then name the new file
     add_json(parser)
 
 
