@@ -46,7 +46,7 @@ def add_model(
 
 
 def add_loading(parser: argparse.ArgumentParser, resize: bool = True) -> None:
-    """--activation and, where the sizes may change, --image-size and --context-length; `loading_arguments` reads them."""
+    """--activation, --image-size and --context-length; `loading_arguments` reads them."""
     parser.add_argument("--activation", choices=ACTIVATIONS, help=ACTIVATION)
     if resize:
         parser.add_argument("--image-size", type=positive, metavar="R", help=IMAGE_SIZE)
