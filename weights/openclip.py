@@ -87,7 +87,7 @@ FIXED = {
 # What another value of these fields means.
 MEANING = {
     "timm_model_name": "the image tower is one of timm's other architectures",
-    "init_logit_bias": "it is a SigLIP model, which is another architecture",
+    "init_logit_bias": "it is trained with SigLIP's loss, but its towers are not SigLIP's",
     "multimodal_cfg": "it is a CoCa model, whose text decoder is another architecture",
     "no_ln_pre": "it is a CLIPA model, whose image tower is another architecture",
     "hf_model_name": "the text tower is a language model of Hugging Face's, which is another architecture",

@@ -4,18 +4,16 @@ import json
 from collections import Counter
 from importlib.metadata import version
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from conformance.seeded import image, text, weights
+from openclip_count import outcomes
 
 from miniclip.config import MODELS, CLIPConfig, PreprocessConfig, TextConfig, TransformerConfig, ViTConfig
-from miniclip.loading import config_readers
 from miniclip.models import CLIP
 from miniclip.weights.errors import CheckpointError
-from miniclip.weights.fields import Fields
 from miniclip.weights.names import layout_of, to_canonical
 from miniclip.weights.openclip import MEANING, WEIGHT_FILES, read_config
 from miniclip.weights.stated import weight_file
@@ -265,12 +263,7 @@ def test_openclip_s_own_configs():
     """Of 3.3.0: 41 are OpenAI's architecture, 9 MobileCLIPs, 26 SigLIPs, and of each other one the error says why."""
     if not find_spec("open_clip") or version("open_clip_torch") != "3.3.0":
         pytest.skip("needs open_clip_torch 3.3.0")
-    configs = sorted(Path(find_spec("open_clip").origin).with_name("model_configs").glob("*.json"))
-    families, reasons = Counter(), Counter()
-    for path in configs:
-        fields = Fields(path, json.loads(path.read_text()))
-        try:
-            families[next(filter(None, (read(fields) for read in config_readers().openclip))).family] += 1
-        except CheckpointError as error:
-            reasons[next(key for key, meaning in MEANING.items() if str(error).endswith(meaning))] += 1
-    assert families == {"clip": 41, "mobileclip": 9, "siglip": 26} and reasons.total() == 68
+    found = outcomes().values()
+    families = Counter(family for family, reason in found if not reason)
+    assert families == {"clip": 41, "mobileclip": 9, "siglip": 26} and len(found) == 144
+    assert {reason for _, reason in found} <= {"", *MEANING.values()}
