@@ -15,7 +15,7 @@ import miniclip
 from miniclip.save import save_checkpoint
 
 README = Path(__file__).parents[2] / "weights" / "README.md"
-TABLE = README.read_text(encoding="utf-8").split("## Limits")[0]
+TABLE = README.read_text(encoding="utf-8").split("`pytest tests/weights/test_readme.py`")[0]
 CALL = re.compile(r'`(load\("([^"]+)"\))`')
 ROWS = [line.split(" | ") for line in TABLE.splitlines() if line.startswith("| ") and CALL.search(line)]
 CALLS = [call.groups() for row in ROWS for call in CALL.finditer(row[1])]
