@@ -1,7 +1,7 @@
 """Check every kernel against float64 on this machine's GPU, and time it and whole models beside PyTorch and the peers.
 
     python -m miniclip.kernels.check             on a GPU, within eight minutes, the most valuable figures first
-    python -m miniclip.kernels.check --dry       without a GPU: every line but the clocks, in Triton's interpreter
+    python -m miniclip.kernels.check --dry       without a GPU: every stage but no clocks, in Triton's interpreter
     python -m miniclip.kernels.check --json      the same as one JSON object at the end
 
 Each figure is printed when it is found, and with --out written to a file as a line of JSON, so that a run that is

@@ -75,21 +75,23 @@ def _forms(model: CLIP, call: Callable, dry: bool) -> list[Rival]:
     """The ways in which a model of ours encodes. The first, plain PyTorch, is what all are compared with."""
 
     @contextlib.contextmanager
-    def running(backend: str | None, fast: bool):
+    def running(backend: str | None, fast: bool, graphs: bool):
         set_backend(model, backend)
-        model.fast = fast
+        model.fast, model.graphs = fast, graphs
         try:
             yield
         finally:
             set_backend(model, None)
-            model.fast = True
+            model.fast, model.graphs = True, False
 
     backends = {None: "by default"} if dry else {"torch": "torch", "triton": "triton", None: "by default"}
-    return [
-        Rival(f"miniclip {named}, {'fast' if fast else 'plain'}", call, partial(running, backend, fast))
+    forms = [
+        (f"miniclip {named}, {'fast' if fast else 'plain'}", backend, fast, False)
         for backend, named in backends.items()
         for fast in (False, True)
     ]
+    forms.append(("miniclip by default, small batches as graphs", None, True, True))
+    return [Rival(name, call, partial(running, *settings)) for name, *settings in forms]
 
 
 @torch.no_grad()
