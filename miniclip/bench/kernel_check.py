@@ -5,8 +5,8 @@
     python -m miniclip.kernels.check --json      the same as one JSON object at the end
 
 Each figure is printed when it is found, and with --out written to a file as a line of JSON, so that a run that is
-stopped has told what it knew. At its end stand the rules for `miniclip.kernels.dispatch`. The exit status is 1 if an
-error is over its tolerance.
+stopped keeps its results. The last row has the rules for `miniclip.kernels.dispatch`. The exit status is 1 if an error
+is over its tolerance or could not be measured.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Stage(NamedTuple):
 
 
 def stages() -> list[Stage]:
-    """In order of worth."""
+    """The most valuable first."""
     from miniclip.bench import kernel_errors, kernel_models, kernel_times
 
     def timed(contests: Callable) -> Callable:
@@ -95,26 +95,26 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def measure(wanted: list[Stage], device: torch.device, options: argparse.Namespace) -> Iterator[dict]:
-    """Run the stages; each row is told as soon as it is known."""
+    """Run the stages; each row is reported as soon as it is known."""
     end = time.monotonic() + 60 * options.minutes
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(options.out.open("a", encoding="utf-8", buffering=1)) if options.out else None
 
-        def tell(row: dict) -> dict:
+        def report(row: dict) -> dict:
             if file:
                 file.write(json.dumps(row) + "\n")
             if not options.json:
                 print(as_text(row), flush=True)
             return row
 
-        yield tell({"stage": "machine", **machine(options.dry)})
+        yield report({"stage": "machine", **machine(options.dry)})
         compile_all(device, options.dry)
         found = []
         for row in work(wanted, device, True, end) if options.dry else supervised(wanted, end):
             if "begin" not in row:
-                found.append(tell(row))
+                found.append(report(row))
                 yield row
-        yield tell({"stage": "summary", **summary(found, device)})
+        yield report({"stage": "summary", **summary(found, device)})
 
 
 def supervised(wanted: list[Stage], end: float) -> Iterator[dict]:
@@ -210,7 +210,7 @@ def compile_share(share: int, of: int, device: torch.device, dry: bool) -> None:
     """Call each `of`-th kernel once, with the inputs that it is checked or timed with."""
     for i, call in enumerate(kernel_calls(device, dry)):
         if i % of == share:
-            with contextlib.suppress(Exception):  # it will fail again where it is checked or timed, and be told there
+            with contextlib.suppress(Exception):  # it will fail again where it is checked or timed, and be reported there
                 call()
 
 

@@ -1,4 +1,4 @@
-"""The transformers as inference runs them on a GPU, where what costs is passes over memory and launches.
+"""The transformers as inference runs them on a GPU, where most of the cost is in passes over memory and in launches.
 
 - Each layer norm goes with the residual sum before it, and QuickGELU with the bias before it, in one kernel where
   `miniclip.kernels.dispatch` says so. Elsewhere QuickGELU(x) = SiLU(1.702 x) / 1.702, and the products before and after
