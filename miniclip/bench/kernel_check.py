@@ -210,7 +210,7 @@ def compile_share(share: int, of: int, device: torch.device, dry: bool) -> None:
     """Call each `of`-th kernel once, with the inputs that it is checked or timed with."""
     for i, call in enumerate(kernel_calls(device, dry)):
         if i % of == share:
-            with contextlib.suppress(Exception):  # it will fail again where it is checked or timed, and be reported there
+            with contextlib.suppress(Exception):  # it fails again, and is reported, where it is checked or timed
                 call()
 
 
