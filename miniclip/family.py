@@ -52,6 +52,7 @@ class Family:
                           for other sizes; None: the sizes are fixed
     add_tokenizer         the config, the tensors under the model's own names, a tokenizer file or the directory of the
                           weights -> the config and the tensors, with the tokenizer; None: the tokenizer is CLIP's
+    write_tokenizer       a model, a directory in which the tokenizer file is put; None: the tokenizer is CLIP's
     read_openclip         `model_cfg` of an open_clip_config.json -> the config, or None if it describes no such model
     read_huggingface      a config.json and its directory -> the same
     """
@@ -67,5 +68,6 @@ class Family:
     write_directory: Callable[[CLIPConfig, Tensors, Path], None] | None = None
     resize: Callable[[CLIPConfig, Tensors, int | None, int | None], tuple[CLIPConfig, Tensors]] | None = None
     add_tokenizer: Callable[[CLIPConfig, Tensors, Path], tuple[CLIPConfig, Tensors]] | None = None
+    write_tokenizer: Callable[[CLIP, Path], None] | None = None
     read_openclip: Callable[[Fields], CLIPConfig | None] = lambda fields: None
     read_huggingface: Callable[[Fields, Path], CLIPConfig | None] = lambda fields, folder: None

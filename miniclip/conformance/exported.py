@@ -47,12 +47,15 @@ def trace_exported(
         stages |= {"image.pixels": pixels, "image_embedding": outputs["image_embedding"]}
     if text is not None:
         if not isinstance(text, Tensor):
+            if "logit_bias" in config:
+                raise TraceError("an exported SigLIP has a tokenizer of its own: give ids, as model.tokenize() returns")
             stages["text.utf8"] = utf8(text)
             text = tokenize(text, config["context_length"])
         _, tower = _tower(Path(folder), "text")
         stages |= {"text.ids": text, "text_embedding": tower(text)["text_embedding"]}
     if image is not None and text is not None:
-        stages["logits_per_image"] = config["logit_scale"] * stages["image_embedding"] @ stages["text_embedding"].T
+        cosines = stages["image_embedding"] @ stages["text_embedding"].T
+        stages["logits_per_image"] = config["logit_scale"] * cosines + config.get("logit_bias", 0.0)
     return stages
 
 

@@ -3,8 +3,9 @@
     image.onnx (.pt2)  pixels float32 [batch, 3, R, R]  ->  image_embedding float32 [batch, E], of unit length
     text.onnx (.pt2)   ids int32 [batch, length]        ->  text_embedding float32 [batch, E], of unit length
     config.json        how to use them: the preparation of pixels, and the scale of the scores,
-                       logits_per_image = logit_scale * image_embedding @ text_embedding^T
+                       logits_per_image = logit_scale * image_embedding @ text_embedding^T, plus a SigLIP's logit_bias
     miniclip.json      the whole config of the model; an ONNX file has it in its metadata too
+    tokenizer.model    a SigLIP's tokenizer, or tokenizer.json
 
 Batches are of any size from 1; R and E are the model's. Where attention is causal, texts are of any length up to the
 model's context, since the padding after the end-of-text token has no influence; elsewhere they fill the context.
@@ -35,8 +36,8 @@ from miniclip.config import to_json
 from miniclip.errors import MiniclipError, require
 from miniclip.export.picture import PIXELS, put_before
 from miniclip.io import new_folder, write_json
+from miniclip.loading import blank_model, family_of
 from miniclip.models import CLIP
-from miniclip.models.text import TextTransformer
 from miniclip.weights.files import CONFIG_FILE, CONFIG_KEY
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ Sides = dict[int, torch.export.Dim]  # the sides of an input that may have any s
 DTYPES = (torch.float32, torch.float16)
 OPSET = 18  # the version of ONNX's operators that PyTorch's exporter writes without a conversion
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
+OTHERS = ("visual", "logit_scale", "logit_bias", "tokenizer_file")  # attributes of a model that its text tower lacks
 MOST_IN_ONE_FILE = 2**31 - 2**24  # bytes of tensors; larger ones get a second file, as ONNX allows 2 GiB in one
 
 
@@ -69,13 +71,14 @@ class TextEncoder(nn.Module):
 
     def __init__(self, model: CLIP):
         super().__init__()
-        with torch.device("meta"):
-            self.text = TextTransformer(model.config.text, model.config.embed_dim)
+        self.text = blank_model(model.config, torch.float32)
+        for name in OTHERS:
+            if hasattr(self.text, name):
+                delattr(self.text, name)
         tensors = {name: tensor for name, tensor in model.state_dict().items() if name in self.text.state_dict()}
         table = "token_embedding.weight"
         tensors[table] = tensors[table].to(model.dtype)  # as the tower rounds each row that it looks up
-        self.text.load_state_dict(tensors, strict=False, assign=True)
-        self.text.transformer = model.transformer  # some families have another
+        self.text.load_state_dict(tensors, assign=True)
 
     def forward(self, ids: Tensor) -> Tensor:
         return ops.normalize(self.text.encode_text(ids).float())
@@ -118,6 +121,8 @@ def export_model(
             if with_preprocess and tower == "image":
                 put_before(file, model.config.preprocess, OPSET)
             _save_onnx(file, path, config)
+        if (write_tokenizer := family_of(model.config).write_tokenizer) is not None:
+            write_tokenizer(model, new)
         write_json(new / "config.json", _description(model, format, name))
         write_json(new / CONFIG_FILE, config)
 
@@ -142,6 +147,7 @@ def _description(model: CLIP, format: str, name: str) -> dict:
         "context_length": model.context_length,
         "vocab_size": model.vocab_size,
         "logit_scale": model.logit_scale.exp().item(),  # already exponentiated
+        **({} if model.logit_bias is None else {"logit_bias": model.logit_bias.item()}),
     }
 
 

@@ -15,6 +15,7 @@ SIGLIPS = Family(
     read=names.read,
     stages=stages.stages,
     add_tokenizer=names.add_tokenizer,
+    write_tokenizer=names.write_tokenizer,
     read_openclip=names.read_openclip,
     read_huggingface=names.read_huggingface,
 )

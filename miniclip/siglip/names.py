@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from miniclip.config import UNKNOWN, PreprocessConfig, TransformerConfig
+from miniclip.models import CLIP
 from miniclip.siglip import tokenizer
 from miniclip.siglip.config import EPS, SigLIPConfig, SigLIPTextConfig, SigLIPViTConfig
 from miniclip.weights import huggingface
@@ -284,6 +285,13 @@ def add_tokenizer(
     packed = torch.frombuffer(bytearray(tokenizer.pack(file)), dtype=torch.uint8)
     plan = {name: (SAME.to_canonical, (name,)) for name in tensors} | {"tokenizer_file": (lambda: packed, ())}
     return replace(config, text=replace(config.text, tokenizer_size=len(packed))), Converted(tensors, plan)
+
+
+def write_tokenizer(model: CLIP, folder: Path) -> None:
+    """The model's tokenizer file, if it has one, as tokenizer.model or tokenizer.json."""
+    if model.config.text.tokenizer_size:
+        content = tokenizer.decompress(bytes(model.tokenizer_file.cpu().numpy()))
+        (folder / ("tokenizer.json" if content[:1] == b"{" else "tokenizer.model")).write_bytes(content)
 
 
 def _tokenizer_file(folder: Path) -> Path | None:

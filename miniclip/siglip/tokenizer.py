@@ -56,21 +56,28 @@ class Vocabulary(NamedTuple):
 
 
 def pack(path: Path) -> bytes:
-    """The content of a tokenizer file, compressed, for `unpack`. TokenizerError if it is too large."""
+    """The content of a tokenizer file, compressed. TokenizerError if it is too large."""
     if path.stat().st_size > MAX_BYTES:
         raise TokenizerError(f"{path} has {path.stat().st_size:,} bytes; expected at most {MAX_BYTES:,}")
     return zlib.compress(path.read_bytes())
 
 
+def decompress(packed: bytes) -> bytes:
+    """The inverse of `pack`. TokenizerError for what is damaged."""
+    unpacker = zlib.decompressobj()
+    try:
+        content = unpacker.decompress(packed, MAX_BYTES)
+    except zlib.error as error:
+        raise TokenizerError(f"the model's tokenizer file is damaged: {error}") from error
+    if not content or not unpacker.eof:
+        raise TokenizerError(f"the model's tokenizer file is damaged: empty, cut, or over {MAX_BYTES:,} bytes")
+    return content
+
+
 def unpack(packed: bytes) -> Vocabulary:
     """The vocabulary in a packed tokenizer file. TokenizerError for a damaged one, MissingExtraError for a package."""
+    content = decompress(packed)
     try:
-        unpacker = zlib.decompressobj()
-        content = unpacker.decompress(packed, MAX_BYTES)
-        if not content or not unpacker.eof:
-            raise TokenizerError(
-                f"the model's tokenizer file is damaged: empty, cut, or larger than {MAX_BYTES:,} bytes"
-            )
         return (_read_json if content[:1] == b"{" else _read_sentencepiece)(content)
     except MiniclipError:
         raise

@@ -33,7 +33,7 @@ class ProbeAttention(Attention):
         """x: [N, L, D] -> the probe's query [N, H, 1, D / H], keys and values of all tokens [N, H, L, D / H]."""
         w_q, w_kv = self.in_proj_weight.tensor_split([len(self.probe)])
         b_q, b_kv = self.in_proj_bias.tensor_split([len(self.probe)])
-        q = F.linear(self.probe.to(x.dtype), w_q, b_q).expand(len(x), 1, -1).unflatten(-1, (self.heads, -1))
+        q = F.linear(self.probe.to(x.dtype), w_q, b_q).expand(x.shape[0], 1, -1).unflatten(-1, (self.heads, -1))
         k, v = F.linear(x, w_kv, b_kv).unflatten(-1, (2, self.heads, -1)).unbind(2)
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 

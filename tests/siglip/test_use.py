@@ -1,17 +1,21 @@
 """What a user does with a SigLIP: classify, evaluate, search, trace, train; its probabilities are of each pair."""
 
 import json
+import zlib
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
-from siglip_small import TEXTS, huggingface_directory, sentencepiece_model
+from siglip_small import TEXTS, huggingface_directory, inputs, sentencepiece_model
 
 from miniclip import ZeroShotClassifier, classify, compare, embed_images, embed_texts, load, trace
 from miniclip.commands import main
+from miniclip.conformance.exported import trace_exported
+from miniclip.conformance.files import TraceError
 from miniclip.data.synthetic import create_synthetic
 from miniclip.errors import UsageError
+from miniclip.export import export_model
 from miniclip.models import CLIP
 from miniclip.training.gradient_cache import Embedder
 from miniclip.training.options import TrainOptions
@@ -135,3 +139,31 @@ def test_which_bias_a_loss_takes(model):
     scale, bias = Embedder(model, -10.0).scalars()
     assert bias is model.logit_bias and bias.requires_grad and scale == model.logit_scale.exp()
     assert len(Embedder(model).scalars()) == 1 and not model.logit_bias.requires_grad
+
+
+@pytest.mark.parametrize("format", ["torch", "onnx"])
+@torch.no_grad()
+def test_exported_towers(format, model, tmp_path):
+    """They compute the model's embeddings; the tokenizer and the bias are beside them."""
+    if format == "onnx":
+        pytest.importorskip("onnxscript")
+        onnxruntime = pytest.importorskip("onnxruntime")
+    export_model(model, tmp_path / "out", format)
+    pixels, ids = inputs(3)
+    for tower, x, expected in (("image", pixels, model.encode_image(pixels)), ("text", ids, model.encode_text(ids))):
+        if format == "onnx":
+            session = onnxruntime.InferenceSession(tmp_path / "out" / f"{tower}.onnx")
+            found = torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
+        else:
+            found = torch.export.load(tmp_path / "out" / f"{tower}.pt2").module()(x)
+        expected = expected / expected.norm(dim=1, keepdim=True)
+        assert (found - expected).abs().max() < 1e-5
+        assert (found.roll(1, 0) - expected).abs().max() > 1e-3  # negative control
+    description = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert description["logit_bias"] == model.logit_bias.item()
+    content = (tmp_path / "out" / "tokenizer.model").read_bytes()
+    assert content == zlib.decompress(bytes(model.tokenizer_file.numpy()))
+    stages = trace_exported(tmp_path / "out", Image.open(IMAGES / "dog.png"), model.tokenize(TEXTS))
+    assert compare(trace(model, Image.open(IMAGES / "dog.png"), TEXTS), stages).passed
+    with pytest.raises(TraceError, match="give ids"):
+        trace_exported(tmp_path / "out", text=TEXTS)
