@@ -12,6 +12,7 @@ from conformance.openai_cases import CASES
 from safetensors.torch import load_file, save_file
 
 from miniclip.commands import main
+from miniclip.config import PreprocessConfig
 from miniclip.conformance import TraceError, compare, load_stages, load_trace, trace
 from miniclip.conformance.files import save_trace, without_padding
 from miniclip.conformance.measure import EXACT, PRECISIONS, Tolerance, fit, measure, tolerance_of
@@ -19,10 +20,12 @@ from miniclip.conformance.report import as_text
 from miniclip.conformance.rules import utf8
 from miniclip.io import save_tensors
 from miniclip.loading import blank_model, build_model, shapes_of
+from miniclip.preprocess import normalize
 from miniclip.tokenizer import tokenize
 
 HERE = Path(__file__).parent
 DOG = Path(__file__).parents[2] / "examples" / "images" / "dog.png"
+COLOURS = PreprocessConfig(1).mean, PreprocessConfig(1).std
 ACTIVATION = "visual.transformer.resblocks.0.mlp.activation"
 
 
@@ -65,6 +68,31 @@ def test_measures_zeros_and_nans():
     assert not measure(torch.ones(3), torch.tensor([1, 1, torch.nan]), PRECISIONS[torch.bfloat16]).passed
 
 
+@pytest.mark.parametrize("brightness", [1, 20, 254])
+def test_a_byte_that_is_off_by_one_passes_in_any_picture(brightness):
+    decoded = torch.full((64, 64, 3), brightness, dtype=torch.uint8)
+    pixels = normalize(decoded.numpy(), *COLOURS)[None]
+    for name, golden, byte in (("image.resized", decoded, 1), ("image.pixels", pixels, 1 / 255 / COLOURS[1][1])):
+        mine = golden.clone()
+        mine.flatten()[5000] += byte
+        assert compare({name: golden}, {name: mine}).passed
+        mine.flatten()[5000] += byte
+        assert not compare({name: golden}, {name: mine}).passed
+
+
+def test_what_follows_from_pixels_off_by_one_is_compared_with_what_the_model_makes_of_them(golden, model):
+    """The embedding of the port's own pixels passes and the golden's fails; without a model it is the reverse."""
+    pixels = golden["image.pixels"].clone()
+    pixels[0, 1, ::9, ::9] += 1 / 255 / COLOURS[1][1]
+    own = {"image.pixels": pixels, "image_embedding": trace(model, pixels)["image_embedding"]}
+    assert compare(golden, own, model).passed
+    assert compare(golden, own).first_wrong == "image_embedding"
+    others = own | {"image_embedding": golden["image_embedding"]}
+    assert compare(golden, others, model).first_wrong == "image_embedding"
+    wrong = own | {"image_embedding": 2 * own["image_embedding"]}
+    assert compare(golden, wrong, model).first_wrong == "image_embedding"
+
+
 def test_units_in_the_last_place():
     one, next_one = 1.0, 1.0 + 2**-23
     ulps = lambda x, y: measure(torch.tensor([x]), torch.tensor([y]), EXACT).ulp  # noqa: E731
@@ -79,7 +107,7 @@ def test_tolerances_go_by_the_least_precise_dtype():
     assert tolerance_of("visual.conv1", torch.float32, torch.float32, torch.bfloat16) == PRECISIONS[torch.bfloat16]
     assert tolerance_of("visual.conv1", torch.float32, torch.int32) == PRECISIONS[torch.float32]
     assert tolerance_of("text.ids", torch.int32, torch.bfloat16) == EXACT
-    assert tolerance_of("image.pixels", torch.float32, torch.bfloat16) == PRECISIONS[torch.bfloat16]
+    assert tolerance_of("image.pixels", torch.float32, torch.bfloat16)[:2] == PRECISIONS[torch.bfloat16][:2]
     assert tolerance_of("image.resized", torch.uint8, torch.uint8).largest * 255 < 2
 
 
