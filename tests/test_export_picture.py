@@ -147,15 +147,16 @@ def exported(tmp_path_factory):
 
 
 def test_an_export_takes_pictures(exported):
+    import onnx
+
     model, folder = exported
     image, texts = make("noise", 75, 48), ["a cat", "two dogs and a cat"]  # a few bytes differ from Pillow's
     golden, mine = trace(model, image, texts), trace_exported(folder, image, texts)
     expected = ["image.pixels", "image_embedding", "text.utf8", "text.ids", "text_embedding", "logits_per_image"]
     assert list(mine) == expected
-
     assert compare(golden, mine, model).passed
     assert not compare(golden, trace_exported(folder, image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), texts)).passed
-    file = __import__("onnx").load(folder / "image.onnx")
+    file = onnx.load(folder / "image.onnx")
     assert [end.name for end in (*file.graph.input, *file.graph.output)] == ["picture", "image_embedding", "pixels"]
 
 
