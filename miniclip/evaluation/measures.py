@@ -113,12 +113,9 @@ def class_recall(targets: Tensor, right: Tensor, classes: int) -> Tensor:
 def most_confused(matrix: Tensor, most: int) -> list[tuple[int, int, int]]:
     """The pairs of classes that are confused most often, both directions added: (i, j, count), i < j."""
     both = (matrix + matrix.T).triu(1)
-    counts, places = both.flatten().sort(descending=True, stable=True)
-    return [
-        (place // len(matrix), place % len(matrix), count)
-        for place, count in zip(places[:most].tolist(), counts[:most].tolist(), strict=True)
-        if count
-    ]
+    pairs = both.nonzero()  # few; sorting all C x C pairs would take minutes for thousands of classes
+    counts, order = both[tuple(pairs.T)].sort(descending=True, stable=True)
+    return [(*pair, count) for pair, count in zip(pairs[order[:most]].tolist(), counts[:most].tolist(), strict=True)]
 
 
 def retrieval_ranks(images: Tensor, texts: Tensor, owners: Owners) -> tuple[Tensor, Tensor]:
