@@ -44,7 +44,7 @@ export class CLIP extends Model {
     const positions = this.weight("positional_embedding");
     let x = fill(embedded.length, (i) => embedded[i] + positions[i % (length * width)]);
     x = this.transformer(this.stage("text.embedded", [n, length, width], x), n, length, width, "transformer", true);
-    x = this.stage("ln_final", [n, length, width], this.layerNorm(x, width, "ln_final"));
+    x = this.layerNorm(x, [n, length, width], "ln_final");
     const ends = endsOfText(ids, n).map((end, row) => row * length + end);
     const pooled = this.stage("text.pooled", [n, width], takeRows(x, width, ends));
     const projected = this.project(pooled, n, "text_projection");
@@ -68,11 +68,11 @@ export class CLIP extends Model {
           x[(i * length + t) * width + d] = value + positions[t * width + d];
         }
     this.stage("visual.embedded", [n, length, width], x);
-    x = this.stage("visual.ln_pre", [n, length, width], this.layerNorm(x, width, "visual.ln_pre"));
+    x = this.layerNorm(x, [n, length, width], "visual.ln_pre");
     x = this.transformer(x, n, length, width, "visual.transformer", false);
     const pooled = takeRows(x, width, range(n).map((image) => image * length));
-    x = this.layerNorm(this.stage("visual.pooled", [n, width], pooled), width, "visual.ln_post");
-    return this.project(this.stage("visual.ln_post", [n, width], x), n, "visual.proj");
+    x = this.layerNorm(this.stage("visual.pooled", [n, width], pooled), [n, width], "visual.ln_post");
+    return this.project(x, n, "visual.proj");
   }
 
   /** The blocks of either tower: x [n, length, width] -> the same. */
@@ -80,21 +80,19 @@ export class CLIP extends Model {
     const sides = [n, length, width];
     for (let layer = 0; this.weights.has(`${name}.resblocks.${layer}.ln_1.weight`); layer++) {
       const block = `${name}.resblocks.${layer}`;
-      let norm = this.stage(`${block}.ln_1`, sides, this.layerNorm(x, width, `${block}.ln_1`));
+      let norm = this.layerNorm(x, sides, `${block}.ln_1`);
       const [weight, bias] = ["weight", "bias"].map((kind) => this.weight(`${block}.attn.in_proj_${kind}`));
       const packed = linear(norm, width, weight, bias);
       const part = (i) => takeRows(packed, width, range(n * length).map((row) => 3 * row + i));
       const context = this.attention([0, 1, 2].map(part), n, width, `${block}.attn`, causal);
       this.stage(`${block}.attn.context`, sides, context);
-      const attended = this.linear(context, width, `${block}.attn.out_proj`);
-      this.stage(`${block}.attn.out_proj`, sides, attended);
+      const attended = this.linear(context, sides, `${block}.attn.out_proj`);
       const residual = this.stage(`${block}.residual`, sides, fill(x.length, (i) => x[i] + attended[i]));
-      norm = this.stage(`${block}.ln_2`, sides, this.layerNorm(residual, width, `${block}.ln_2`));
-      const hidden = this.linear(norm, width, `${block}.mlp.c_fc`);
+      norm = this.layerNorm(residual, sides, `${block}.ln_2`);
+      const hidden = this.linear(norm, sides, `${block}.mlp.c_fc`);
       const wide = [n, length, hidden.length / (n * length)];
-      this.stage(`${block}.mlp.c_fc`, wide, hidden);
       const active = this.stage(`${block}.mlp.activation`, wide, hidden.map((h) => h / (1 + Math.exp(-1.702 * h))));
-      const out = this.stage(`${block}.mlp.c_proj`, sides, this.linear(active, wide[2], `${block}.mlp.c_proj`));
+      const out = this.linear(active, wide, `${block}.mlp.c_proj`);
       x = this.stage(block, sides, fill(x.length, (i) => residual[i] + out[i]));
     }
     return x;
@@ -128,9 +126,7 @@ export class CLIP extends Model {
 
   resnet(pixels, n) {
     let x = { n, channels: 3, side: this.size, data: pixels };
-    x = this.convolved(x, "visual", 1, 2, 1);
-    x = this.convolved(x, "visual", 2, 1, 1);
-    x = this.convolved(x, "visual", 3, 1, 1);
+    for (const number of [1, 2, 3]) x = this.convolved(x, "visual", number, number === 1 ? 2 : 1, 1);
     x = this.averaged(x, 2, "visual.avgpool");
     for (const layer of [1, 2, 3, 4])
       for (let i = 0; this.weights.has(`visual.layer${layer}.${i}.conv1.weight`); i++)
@@ -170,10 +166,10 @@ export class CLIP extends Model {
       }
     this.stage(`${name}.embedded`, [n, 1 + places, channels], embedded);
     const first = takeRows(embedded, channels, range(n).map((image) => image * (1 + places)));
-    const qkv = [first, embedded, embedded].map((x, i) => this.linear(x, channels, `${name}.${"qkv"[i]}_proj`));
+    const project = (x, letter) => linear(x, channels, ...this.weightAndBias(`${name}.${letter}_proj`));
+    const qkv = [project(first, "q"), project(embedded, "k"), project(embedded, "v")];
     const context = this.stage(`${name}.context`, [n, channels], this.attention(qkv, n, channels, name, false));
-    const out = this.linear(context, channels, `${name}.c_proj`);
-    return this.stage(`${name}.c_proj`, [n, out.length / n], out);
+    return this.linear(context, [n, channels], `${name}.c_proj`);
   }
 
   map(name, { n, channels, side }, data) {
@@ -226,24 +222,25 @@ export class CLIP extends Model {
     return this.map(name, { n, channels, side: half }, mean);
   }
 
-  linear(x, inputs, name) {
-    return linear(x, inputs, this.weight(`${name}.weight`), this.weight(`${name}.bias`));
+  weightAndBias = (name) => [this.weight(`${name}.weight`), this.weight(`${name}.bias`)];
+
+  /** x of this shape through the linear layer of this name, recorded under it */
+  linear(x, shape, name) {
+    const [weight, bias] = this.weightAndBias(name);
+    return this.stage(name, [...shape.slice(0, -1), bias.length], linear(x, shape.at(-1), weight, bias));
   }
 
   /** x [n, D] @ the weight [D, E], recorded under the weight's name */
   project(x, n, name) {
     const [inputs, outputs] = this.shape(name);
     const w = this.weight(name);
-    const out = fill(n * outputs, (i) => {
-      let sum = 0;
-      for (let d = 0; d < inputs; d++) sum += x[Math.floor(i / outputs) * inputs + d] * w[d * outputs + (i % outputs)];
-      return sum;
-    });
-    return this.stage(name, [n, outputs], out);
+    const transposed = fill(inputs * outputs, (i) => w[(i % inputs) * outputs + Math.floor(i / inputs)]);
+    return this.stage(name, [n, outputs], linear(x, inputs, transposed, new Float32Array(outputs)));
   }
 
-  layerNorm(x, width, name) {
-    const [weight, bias] = ["weight", "bias"].map((kind) => this.weight(`${name}.${kind}`));
+  layerNorm(x, shape, name) {
+    const [weight, bias] = this.weightAndBias(name);
+    const width = shape.at(-1);
     const out = new Float32Array(x.length);
     for (let start = 0; start < x.length; start += width) {
       const row = x.subarray(start, start + width);
@@ -251,7 +248,7 @@ export class CLIP extends Model {
       const variance = row.reduce((sum, value) => sum + (value - mean) ** 2, 0) / width;
       row.forEach((value, d) => (out[start + d] = ((value - mean) / Math.sqrt(variance + EPS)) * weight[d] + bias[d]));
     }
-    return out;
+    return this.stage(name, shape, out);
   }
 }
 

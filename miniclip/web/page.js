@@ -104,8 +104,8 @@ async function addPictures(files) {
     element("status").textContent = `Reading picture ${i + 1} of ${added.length}`;
     try {
       picture.embedding = await ask("picture", picture.file);
-    } catch {
-      show(picture, make("li", "unreadable", "This browser can't read the file."));
+    } catch (error) {
+      show(picture, make("li", "unreadable", `Not read: ${error.message}`));
     }
     await answer();
   }
@@ -197,6 +197,7 @@ async function test() {
     element("stages").replaceChildren(...results.map(makeRow));
     details.hidden = false;
     details.open = Boolean(wrong);
+    document.querySelector("tr.failed")?.scrollIntoView({ block: "nearest" });
   } catch (error) {
     verdict.classList.add("failed");
     verdict.textContent = `Failed: ${error.message}`;
@@ -258,6 +259,7 @@ document.addEventListener("paste", ({ clipboardData: { files } }) => files.lengt
 showProgress(0);
 try {
   model = await ask("load");
+  element("examples").disabled = element("test").disabled = false;
   element("model").textContent = `The model is ${model.name}.`;
   element("loading").hidden = true;
   setStatus("");

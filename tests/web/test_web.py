@@ -112,6 +112,10 @@ def test_large_models_and_other_folders_are_refused(tmp_path, monkeypatch, capsy
         export_web(small(), tmp_path / "full")
     assert main(["export", "-o", str(tmp_path / "out"), "--onnxruntime-web", str(tmp_path)]) == 2
     assert "--onnxruntime-web is for --web" in capsys.readouterr().err
+    assert main(["export", "--web", str(tmp_path / "out"), "--with-preprocess"]) == 2
+    assert "--with-preprocess and --format are not for --web" in capsys.readouterr().err
+    with pytest.raises(ExportError, match=r"its dtype is torch.float16.*npm install"):
+        export_web(small().half(), tmp_path / "page")
 
 
 # The page in a browser
