@@ -34,7 +34,7 @@ PORT = next(  # installed, or in a checkout
 )
 RUNTIME = ("package.json", "dist/ort.wasm.bundle.min.mjs", "dist/ort-wasm-simd-threaded.wasm")
 INSTALL = "run `npm install onnxruntime-web` and give --onnxruntime-web node_modules/onnxruntime-web"
-MOST_WEIGHTS = 50_000_000  # for plain JavaScript; with the tiny models, of 12 to 14 million, a picture takes up to a second
+MOST_WEIGHTS = 50_000_000  # for plain JavaScript, which takes up to a second a picture with the 14 million of tiny-RN
 HEAD_WIDTH = 64  # in the plain port
 FAMILIES = ("clip", "mobileclip")  # whose tokenizer and scores are those of the page
 VOCABULARY = 49408  # of the page's tokenizer
