@@ -39,13 +39,13 @@ HIDDEN_ACT = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "
 RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 
 
-def read_config(folder: Path) -> CLIPConfig:
+def read_config(folder: Path, model_type: str = "clip") -> CLIPConfig:
     """The model and the preprocessing that a directory describes. Missing fields have transformers' defaults.
 
     CheckpointError names the field that is wrong, or that asks for what this CLIP does not have.
     """
     fields = Fields.read(folder / "config.json")
-    fields.one_of("model_type", ("clip",))
+    fields.one_of("model_type", (model_type,))
     vision = read_vision(_tower(fields, "vision"))
     return CLIPConfig(
         embed_dim=fields.integer("projection_dim", 512),  # its copies in the towers are often stale

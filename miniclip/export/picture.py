@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from miniclip.config import PreprocessConfig
+from miniclip.config import PreprocessConfig, check_known
 from miniclip.preprocess import MAX_RESIZED_PIXELS
 
 if TYPE_CHECKING:
@@ -99,6 +99,7 @@ prepare (uint8[height, width, 3] picture) => (float[1, 3, {side}, {side}] pixels
 
 def graph_text(config: PreprocessConfig, opset: int) -> str:
     """The graph in ONNX's textual syntax."""
+    check_known(config.resize_mode)
     return GRAPH.format(
         opset=opset,
         side=config.image_size,

@@ -62,7 +62,9 @@ class TextTransformer(nn.Module):
         x = self.token_embedding(text).to(dtype)
         x = x + self.positional_embedding[: text.shape[1]].to(dtype)
         x = self.ln_final(self.transformer(x, length=x.shape[1]))
-        # The output at the end-of-text token is pooled. Its id is the largest in the vocabulary; argmax takes its first
-        # occurrence. The padding after it has no influence, because attention is causal.
-        end = text.argmax(dim=-1)
-        return x[torch.arange(x.shape[0], device=x.device), end] @ self.text_projection
+        # The output at the end-of-text token is pooled. The padding after it has no influence: attention is causal.
+        return x[torch.arange(x.shape[0], device=x.device), self.end_of_text(text)] @ self.text_projection
+
+    def end_of_text(self, text: Tensor) -> Tensor:
+        """The place of the end-of-text token, [N]: its id is the largest; argmax takes its first occurrence."""
+        return text.argmax(dim=-1)

@@ -10,7 +10,7 @@ from miniclip.config import MODELS, CLIPConfig
 from miniclip.family import Family
 from miniclip.fast.clip import FastCLIP
 from miniclip.models import CLIP
-from miniclip.openai import halves, stages
+from miniclip.openai import halves, metaclip2, stages
 from miniclip.openai.hub import HUB
 from miniclip.openai.resize import resize
 from miniclip.weights import huggingface, openclip
@@ -45,4 +45,4 @@ CLIPS = Family(
     read_openclip=openclip.read_model,
     read_huggingface=lambda fields, folder: huggingface.read_config(folder),
 )
-FAMILIES = (halves.FAMILY, CLIPS)
+FAMILIES = (halves.FAMILY, metaclip2.FAMILY, CLIPS)

@@ -48,9 +48,9 @@ def text_encoder(path):
     shutil.move(folder, path)
 
 
-def openclip(path):
+def openclip(path, **text_cfg):
     vision = {"image_size": 40, "layers": 3, "width": 128, "patch_size": 8}
-    text = {"context_length": 13, "vocab_size": 301, "width": 64, "heads": 1, "layers": 2}
+    text = {"context_length": 13, "vocab_size": 301, "width": 64, "heads": 1, "layers": 2, **text_cfg}
     path.mkdir()
     config = {"model_cfg": {"embed_dim": 48, "quick_gelu": True, "vision_cfg": vision, "text_cfg": text}}
     (path / "open_clip_config.json").write_text(json.dumps(config))
@@ -91,6 +91,7 @@ MAKERS = {
     "text_only": text_only,
     "text_encoder": text_encoder,
     "openclip": openclip,
+    "metaclip2": lambda path: openclip(path, hf_tokenizer_name="facebook/xlm-v-base", pool_type="eos", eos_id=2),
     "clip/model.safetensors": lambda path: huggingface(path.parent),
 }
 
