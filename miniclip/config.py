@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from typing import Any, ClassVar
 
-from miniclip.errors import MiniclipError
+from miniclip.errors import IncompleteModelError, MiniclipError
 
 JSON_FORMAT = "miniclip config"  # followed by a version
 JSON_VERSION = 1
@@ -41,9 +41,9 @@ def check_choice(name: str, got: str, valid: tuple[str, ...]) -> None:
 
 
 def check_known(resize_mode: str) -> None:
-    """ConfigError if the model's files do not state how pictures are prepared."""
+    """IncompleteModelError if the model's files do not state how pictures are prepared."""
     if resize_mode == UNKNOWN:
-        raise ConfigError(
+        raise IncompleteModelError(
             "this model's files do not state how pictures are prepared: copy the preprocessor_config.json of the model "
             "that it was trained from into its directory. Without it only texts and ready pixels can be embedded"
         )

@@ -14,6 +14,10 @@ class UsageError(MiniclipError, ValueError):
     """Arguments or options that make no sense, by themselves or together."""
 
 
+class IncompleteModelError(MiniclipError, LookupError):
+    """The model's files lack what is needed: its tokenizer, or how its pictures are prepared."""
+
+
 class MissingExtraError(MiniclipError, ImportError):
     """A package of an optional extra is not installed; the message names the extra."""
 

@@ -48,7 +48,7 @@ class Preprocess:
 
     Takes any mode and size, and returns a float32 tensor [3, R, R]; stack several to a batch [N, 3, R, R].
     Raises TypeError for anything but a PIL image, and ImageError for one that can't be decoded or resized.
-    ConfigError if the model's files do not state how pictures are prepared.
+    IncompleteModelError if the model's files do not state how pictures are prepared.
     """
 
     config: PreprocessConfig

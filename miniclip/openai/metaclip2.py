@@ -13,7 +13,7 @@ from typing import NoReturn
 from torch import Tensor
 
 from miniclip.config import CLIPConfig, ConfigError
-from miniclip.errors import MiniclipError
+from miniclip.errors import IncompleteModelError
 from miniclip.family import Family
 from miniclip.models import CLIP
 from miniclip.openai.resize import resize
@@ -26,10 +26,6 @@ from miniclip.weights.names import layout_of, to_canonical
 TOKENIZERS = {"facebook/xlm-v-base": 2, "google/mt5-base": 1}  # the ids of their end-of-text tokens
 XLM_V = "facebook/xlm-v-base"
 OWN_FIELDS = ("hf_tokenizer_name", "tokenizer_kwargs", "pool_type")  # of OpenCLIP's text_cfg; ids need no cleaning
-
-
-class NoTokenizerError(MiniclipError, LookupError):
-    """Texts were given to a model whose tokenizer miniclip does not have."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +46,7 @@ class MetaCLIP2(CLIP):
         return (text == self.config.end).int().argmax(dim=-1)
 
     def tokenize(self, texts: str | Iterable[str], truncate: bool = False) -> NoReturn:
-        raise NoTokenizerError(
+        raise IncompleteModelError(
             f"this model's texts are tokenized by {self.config.tokenizer:.100}, which miniclip does not have: give "
             "encode_text the ids that transformers' AutoTokenizer makes"
         )

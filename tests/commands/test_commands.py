@@ -62,6 +62,9 @@ def test_models(capsys):
     assert rows["ViT-B/32"]["bytes"] == 353_436_676
     assert rows["RN50"]["bytes"] == 255_262_844
     assert rows["ViT-L/14@336px"]["pixels"] == 336
+    row = rows["laion/CLIP-ViT-H-14-laion2B-s32B-b79K"]
+    assert (row["parameters"], row["data"], row["published"]["imagenet"]) == (986_109_441, "LAION-2B", 77.96)
+    assert any(line.split()[:2] == [row["name"], "986,109,441"] for line in lines)
 
 
 def test_classify(model, capsys):

@@ -12,16 +12,17 @@ from PIL import Image
 from safetensors import safe_open
 
 from miniclip import load, tokenizer
+from miniclip.commands import main
 from miniclip.config import (
     MODELS,
     CLIPConfig,
-    ConfigError,
     PreprocessConfig,
     ResNetConfig,
     TextConfig,
     TransformerConfig,
     ViTConfig,
 )
+from miniclip.errors import IncompleteModelError
 from miniclip.io import WriteError
 from miniclip.models import CLIP
 from miniclip.preprocess import Preprocess, resize
@@ -203,8 +204,23 @@ def test_preprocessing_is_never_guessed(tmp_path):
         lambda: resize(picture, 8, config.preprocess.interpolation, config.preprocess.resize_mode),
         lambda: augment.normalize(torch.zeros(1, 3, 8, 8), config.preprocess),
     ):
-        with pytest.raises(ConfigError, match=r"copy the preprocessor_config\.json"):
+        with pytest.raises(IncompleteModelError, match=r"copy the preprocessor_config\.json"):
             prepare()
+
+
+def test_texts_alone_on_the_command_line(tmp_path, monkeypatch, capsys):
+    """One error for all pictures, and no file; texts are embedded."""
+    monkeypatch.chdir(tmp_path)
+    model, _ = load("tiny-ViT", "cpu")
+    save_checkpoint(model.config, model.state_dict(), "x")
+    for file in ("preprocessor_config.json", "miniclip.json"):
+        (tmp_path / "x" / file).unlink()
+    (tmp_path / "texts.txt").write_text("a dog\n")
+    Image.new("RGB", (40, 30)).save("a.png")
+    assert main(["embed", "texts.txt", "--model", "x", "-o", "texts.npy"]) == 0
+    assert main(["embed", "a.png", "--model", "x", "-o", "pictures.npy"]) == 2
+    assert "error: this model's files do not state how pictures are prepared" in capsys.readouterr().err
+    assert np.load("texts.npy").shape == (1, 256) and not (tmp_path / "pictures.npy").exists()
 
 
 def test_unknown_preprocessing_travels(tmp_path):
