@@ -18,6 +18,7 @@ from miniclip.weights.stated import FORMATS
 PREFIX = "hf-hub:"
 NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(\w[\w./-]*))?")  # organisation/name@revision
 SHA256 = re.compile("[0-9a-f]{64}")
+TOKENIZERS = ("spiece.model", "tokenizer.model", "tokenizer.json")  # of several, the first is fetched
 PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")  # beside Hugging Face's config.json
 
 
@@ -80,6 +81,9 @@ def _get_model(name: str, get: Callable[[str], Path | None], where: str) -> Path
         raise DownloadError(f"{name} has none of {configs} {where}")
     for file in PREPROCESSORS if format.config_file == "config.json" else ():
         get(file)
+    if _has_tokenizer(Fields.read(config)):
+        get("tokenizer_config.json")
+        next(filter(None, map(get, TOKENIZERS)), None)
     weights = next(filter(None, map(get, format.weights)), None)
     if weights is None:
         raise DownloadError(f"{name} has no weights, any of {', '.join(format.weights)}, {where}")
@@ -88,3 +92,9 @@ def _get_model(name: str, get: Callable[[str], Path | None], where: str) -> Path
             if shard != Path(shard).name or get(shard) is None:
                 raise DownloadError(f"{name}: {weights.name} refers to {shard!r:.200}, which is no file beside it")
     return config.parent
+
+
+def _has_tokenizer(config: Fields) -> bool:
+    """Whether a model has another tokenizer than CLIP's: a SigLIP, in Hugging Face's or OpenCLIP's words."""
+    text = config.section("model_cfg", {}).section("text_cfg", {})
+    return config.values.get("model_type") == "siglip" or "hf_tokenizer_name" in text.values

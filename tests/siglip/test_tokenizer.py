@@ -15,7 +15,7 @@ from miniclip.loading import new_model
 from miniclip.save import save_checkpoint
 from miniclip.siglip import names, tokenizer
 from miniclip.siglip.tokenizer import CLEANINGS, TokenizerError
-from miniclip.weights import CheckpointError
+from miniclip.weights import CheckpointError, hub
 
 GEMMA = {"tokenizer_class": "GemmaTokenizerFast", "eos_token": {"content": "<eos>"}, "pad_token": "<pad>"}
 
@@ -146,3 +146,23 @@ def test_a_model_of_a_config_alone_has_no_tokenizer_yet():
     config, tensors = names.add_tokenizer(small(), {"x": tensor("x", (2,))}, Path("/"))
     assert config == small() and list(tensors) == ["x"]
     assert not hasattr(new_model(small()), "tokenizer_file")
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"model_type": "siglip"}, ["config.json", "tokenizer_config.json", "tokenizer.model", "model.safetensors"]),
+        ({"model_type": "clip"}, ["config.json", "model.safetensors"]),
+    ],
+)
+def test_the_hub_is_asked_for_a_tokenizer(config, expected, tmp_path):
+    asked = []
+
+    def get(file: str) -> Path | None:
+        if file not in expected:
+            return None
+        asked.append(file)
+        (tmp_path / file).write_text(json.dumps(config))
+        return tmp_path / file
+
+    assert hub._get_model("x", get, "here") == tmp_path and asked == expected
