@@ -235,18 +235,8 @@ def _openclip_text(text: Fields) -> SigLIPTextConfig:
     for key, values in expected.items():
         text.one_of(key, values)
     text.one_of("proj_bias", (True,) if text.one_of("proj_type", ("linear", "none"), "linear") == "linear" else (None,))
-    sizes = {
-        "proj_bias",
-        "proj_type",
-        "context_length",
-        "vocab_size",
-        "width",
-        "layers",
-        "heads",
-        "mlp_ratio",
-        "hf_tokenizer_name",
-    }
-    _rest_is_off(text, expected.keys() | sizes)
+    read = {"width", "layers", "heads", "mlp_ratio", "context_length", "vocab_size", "proj_bias", "proj_type"}
+    _rest_is_off(text, expected.keys() | read | {"hf_tokenizer_name"})
     width = text.integer("width", 512)
     transformer = TransformerConfig(
         width,
@@ -280,6 +270,8 @@ def add_tokenizer(
 ) -> tuple[SigLIPConfig, Mapping[str, Tensor]]:
     """The config and the tensors with the tokenizer file, unless they have one; path: that file, or its directory."""
     file = _tokenizer_file(path) if path.is_dir() else path
+    if config.text.tokenizer_size and not path.is_dir():
+        raise CheckpointError("the model has its tokenizer already: leave tokenizer= out")
     if file is None or config.text.tokenizer_size:
         return config, tensors
     packed = torch.frombuffer(bytearray(tokenizer.pack(file)), dtype=torch.uint8)

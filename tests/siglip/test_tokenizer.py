@@ -74,6 +74,8 @@ def test_the_tokenizer_travels(folder, tmp_path):
     model, _ = load(folder, "cpu", dtype=torch.bfloat16)
     ids = model.tokenize(TEXTS)
     save_checkpoint(model.config, model.state_dict(), tmp_path / "x.safetensors")
+    with pytest.raises(CheckpointError, match="has its tokenizer already"):
+        load(tmp_path / "x.safetensors", "cpu", tokenizer=folder / "spiece.model")
     for other in (load(tmp_path / "x.safetensors", "cpu")[0], copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert torch.equal(other.tokenize(TEXTS), ids)
         assert other.tokenizer_file.dtype == torch.uint8

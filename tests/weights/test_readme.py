@@ -19,7 +19,7 @@ TABLE = README.read_text(encoding="utf-8").split("`pytest tests/weights/test_rea
 CALL = re.compile(r'`(load\("([^"]+)"\))`')
 ROWS = [line.split(" | ") for line in TABLE.splitlines() if line.startswith("| ") and CALL.search(line)]
 CALLS = [call.groups() for row in ROWS for call in CALL.finditer(row[1])]
-# Run in test_load.py, tests/mobileclip, tests/siglip and test_hub.py: names to be downloaded, and other families' files.
+# Run in test_load.py, test_hub.py, tests/mobileclip and tests/siglip: names to be downloaded, and other families.
 ELSEWHERE = {"ViT-B/32", "MobileCLIP-S1", "mobileclip.pt", "siglip", "hf-hub:organisation/name"}
 
 
