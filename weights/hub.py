@@ -95,6 +95,6 @@ def _get_model(name: str, get: Callable[[str], Path | None], where: str) -> Path
 
 
 def _has_tokenizer(config: Fields) -> bool:
-    """Whether a model has another tokenizer than CLIP's: a SigLIP, in Hugging Face's or OpenCLIP's words."""
-    text = config.section("model_cfg", {}).section("text_cfg", {})
-    return config.values.get("model_type") == "siglip" or "hf_tokenizer_name" in text.values
+    """Whether a model comes with a tokenizer of its own: a SigLIP, in Hugging Face's or OpenCLIP's words."""
+    vision = config.section("model_cfg", {}).section("vision_cfg", {})
+    return config.values.get("model_type") == "siglip" or "_siglip_" in str(vision.values.get("timm_model_name"))
