@@ -82,7 +82,7 @@ def _forms(model: CLIP, call: Callable, dry: bool) -> list[Rival]:
             yield
         finally:
             set_backend(model, None)
-            model.fast, model.graphs = True, False
+            model.fast, model.graphs = True, True
 
     backends = {None: "by default"} if dry else {"torch": "torch", "triton": "triton", None: "by default"}
     forms = [
@@ -90,7 +90,7 @@ def _forms(model: CLIP, call: Callable, dry: bool) -> list[Rival]:
         for backend, named in backends.items()
         for fast in (False, True)
     ]
-    forms.append(("miniclip by default, small batches as graphs", None, True, True))
+    forms.append(("miniclip by default, fast, small batches as graphs", None, True, True))
     return [Rival(name, call, partial(running, *settings)) for name, *settings in forms]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
@@ -46,7 +47,7 @@ class FastCLIP(CLIP):
     fast = True
     int8 = False  # see `miniclip.fast.int8.quantize`
     freed = False  # see `prepare`
-    graphs = False  # on a GPU, whether small batches run as CUDA graphs: graphs.py
+    graphs = True  # on a GPU, whether small batches run as CUDA graphs: graphs.py
     image_forms: ClassVar[dict[type[nn.Module], Form]] = {
         VisionTransformer: Form(vit.prepare, vit.image_embedding, on_gpu=True),
         ModifiedResNet: Form(resnet.prepare, resnet.image_embedding),
@@ -98,7 +99,12 @@ class FastCLIP(CLIP):
             return form(inputs)
         kept = self.__dict__.setdefault("_kept", {}).setdefault(f"{name} graphs", Graphs())
         backends = {module.backend for module in self.modules() if isinstance(module, Attention)}
-        return kept.run(form, inputs, tensors, *sorted(map(str, backends)))
+        try:
+            return kept.run(form, inputs, tensors, *sorted(map(str, backends)))
+        except RuntimeError as error:
+            warnings.warn(f"small batches run without CUDA graphs: {error}", stacklevel=2)
+            self.graphs = False
+            return form(inputs)
 
     def _derived(self, name: str, form: Form, tensors: list[Tensor]) -> Any:
         kept = self.__dict__.setdefault("_kept", {}).setdefault(name, Prepared())

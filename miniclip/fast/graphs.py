@@ -1,14 +1,15 @@
-"""Small batches on a GPU as CUDA graphs: `model.graphs = True`.
+"""Small batches on a GPU as CUDA graphs; `model.graphs = False` turns them off.
 
 Few pictures or texts keep a GPU busy for less time than Python takes to launch their hundred kernels. A CUDA graph
-holds these launches. It is captured when a number of pictures, or a number and length of texts, is first encoded, and
-replayed after. Don't encode on several streams at once: a graph has one input and one output.
+holds these launches. It is captured when a number of pictures, or a number and length of texts, is first encoded on a
+stream, and replayed after. Where a capture fails, the model says so once and goes on without graphs.
 
 No GPU has run this yet.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
 
@@ -32,6 +33,7 @@ class Graphs:
     def __init__(self) -> None:
         self._graphs: dict[Hashable, Graph] = {}
         self._weights: list[tuple] = []
+        self._lock = threading.Lock()  # a graph has one input and one output: no other thread may come between
 
     def run(self, form: Callable[[Tensor], Tensor], inputs: Tensor, weights: Sequence[Tensor], *setting) -> Tensor:
         """form(inputs), from a graph. weights: all that `form` reads. setting: what else it depends on.
@@ -40,17 +42,23 @@ class Graphs:
         when a weight lies elsewhere.
         """
         where = [(weight.data_ptr(), weight.dtype, weight.stride()) for weight in weights]
-        if where != self._weights:
-            self._graphs.clear()
-            self._weights = where
-        key = inputs.shape, inputs.dtype, inputs.device, *setting
-        graph = self._graphs.pop(key, None) or capture(form, inputs)
-        self._graphs[key] = graph  # the last one is the one used last
-        if len(self._graphs) > MOST_GRAPHS:
-            del self._graphs[next(iter(self._graphs))]
-        graph.inputs.copy_(inputs)
-        graph.replay()
-        return graph.output.clone()
+        key = inputs.shape, inputs.dtype, inputs.device, stream(inputs), *setting
+        with self._lock:
+            if where != self._weights:
+                self._graphs.clear()
+                self._weights = where
+            graph = self._graphs.pop(key, None) or capture(form, inputs)
+            self._graphs[key] = graph  # the last one is the one used last
+            if len(self._graphs) > MOST_GRAPHS:
+                del self._graphs[next(iter(self._graphs))]
+            graph.inputs.copy_(inputs)
+            graph.replay()
+            return graph.output.clone()
+
+
+def stream(inputs: Tensor) -> int:
+    """The current stream of the device; streams don't wait for each other, so that each needs graphs of its own."""
+    return torch.cuda.current_stream(inputs.device).cuda_stream if inputs.is_cuda else 0
 
 
 def capture(form: Callable[[Tensor], Tensor], inputs: Tensor) -> Graph:
@@ -64,6 +72,6 @@ def capture(form: Callable[[Tensor], Tensor], inputs: Tensor) -> Graph:
                 form(inputs)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may load data
             output = form(inputs)
     return Graph(inputs, output, graph.replay)

@@ -5,6 +5,8 @@ What `capture` itself does needs a GPU.
 
 from __future__ import annotations
 
+import sys
+import threading
 from functools import partial
 
 import pytest
@@ -35,7 +37,7 @@ def captured(monkeypatch) -> list[tuple]:
 def model(monkeypatch):
     """On the CPU, by the forms for GPUs."""
     model = seeded_model("vit")
-    model.graphs = True
+    assert model.graphs, "graphs are the default"
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
 
     def image_embedding(self, image):
@@ -118,3 +120,55 @@ def test_only_so_many_are_kept(captured, monkeypatch):
     for count in 1, 2, 1, 3, 1, 2:  # 1 was used after 2, so 3 takes the place of 2
         assert kept.run(double, torch.ones(count), []).tolist() == [2.0] * count
     assert captured == [(1,), (2,), (3,), (2,)] and len(kept._graphs) == 2
+
+
+@torch.no_grad()
+def test_where_a_capture_fails_the_model_goes_on_without(model, monkeypatch):
+    tried = []
+
+    def capture(form, inputs):
+        tried.append(len(inputs))
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(graphs, "capture", capture)
+    image = pixels(model, 2)
+    with pytest.warns(UserWarning, match="without CUDA graphs: operation not permitted"):
+        found = model.encode_image(image)
+    torch.testing.assert_close(model.encode_image(image), found)
+    torch.testing.assert_close(found, plain(model, "encode_image", image))
+    assert tried == [2]
+
+
+def test_threads_get_their_own_answers(captured):
+    """The same graph serves all of them; without the lock one thread's input replaces another's."""
+    kept, wrong = Graphs(), []
+
+    def form(x):
+        return 2 * x
+
+    def ask(number: float):
+        for _ in range(300):
+            x = torch.full((4,), number)
+            if not torch.equal(kept.run(form, x, []), 2 * x):
+                wrong.append(number)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=ask, args=(float(i),)) for i in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert not wrong and captured == [(4,)]
+
+
+@torch.no_grad()
+def test_each_stream_has_its_own_graph(captured, monkeypatch):
+    kept = Graphs()
+    for number in 7, 8, 7:
+        monkeypatch.setattr(graphs, "stream", lambda inputs, number=number: number)
+        kept.run(torch.neg, torch.ones(2), [])
+    assert len(captured) == 2

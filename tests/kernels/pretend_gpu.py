@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map
 
 from miniclip.config import MODELS
 from miniclip.fast import clip as fast_clip
-from miniclip.fast import gpu
+from miniclip.fast import gpu, graphs
 from miniclip.fast.clip import FastCLIP
 from miniclip.kernels import dispatch, tiles
 from miniclip.models import convert_weights
@@ -37,6 +37,8 @@ def pretend_gpu(monkeypatch: pytest.MonkeyPatch, name: str = "sm_90"):
     monkeypatch.setattr(fast_clip, "applies", lambda *_: True)  # fake tensors are not of the types that these look for
     monkeypatch.setattr(fast_clip, "tensors_of", lambda *_: [])
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(graphs, "stream", lambda inputs: 0)
+    monkeypatch.setattr(FastCLIP, "graphs", False)  # what a graph would hold is launched one by one, and seen
     with FakeTensorMode() as mode, _Repairs(), torch.no_grad():
         yield mode
 
