@@ -60,14 +60,15 @@ def compare(
     if wrong is None:
         return Comparison(tuple(results), None, unknown=unknown)
     passed = {result.name for result in results if result.passed}
+    diagnosis = diagnose(model, right, given[wrong], wrong, passed, dtype) if model is not None else None
     return Comparison(
         stages=tuple(results),
         first_wrong=wrong,
         not_given=_not_given(golden, given, wrong),
         diagnosed=model is not None,
-        diagnosis=diagnose(model, right, given[wrong], wrong, passed, dtype) if model is not None else None,
+        diagnosis=diagnosis,
         texts=tuple(_wrong_texts(golden, given[wrong])) if wrong == "text.ids" else (),
-        hints=tuple(hints(right, given, wrong)),
+        hints=tuple(hints(right, given, wrong, diagnosis is not None)),
         unknown=unknown,
     )
 

@@ -253,6 +253,17 @@ def test_biases_of_queries_keys_and_values_are_told_apart(golden, mine, model):
         assert diagnosis.mistake == f"bias of {part} missing" and not diagnosis.also
 
 
+def test_half_precision_is_not_hinted_at_where_a_mistake_is_known(golden, mine, model):
+    """An eps of 1e-3 moves a norm by less than bfloat16 does."""
+    name = "visual.transformer.resblocks.0.ln_1"
+    norm = model.visual.transformer.resblocks[0].ln_1
+    x = golden["visual.ln_pre"]
+    mine[name] = torch.nn.functional.layer_norm(x, x.shape[-1:], norm.weight.detach(), norm.bias.detach(), 1e-3)
+    assert "half precision" in str(compare(golden, mine))
+    named = str(compare(golden, mine, model))
+    assert "LayerNorm's eps is 1e-3" in named and "half precision" not in named
+
+
 def test_half_precision_is_hinted_at(golden, mine):
     mine[ACTIVATION] = golden[ACTIVATION].half().float()
     assert "all its numbers are float16's" in str(compare(golden, mine))

@@ -202,10 +202,7 @@ def test_mistake_in_reading_weights(models, name):
     golden = {"text.ids": torch.zeros(1, 3)}
     comparison = compare(golden, {"w.visual.proj": matrix}, model)
     assert comparison.passed
-    if mine.isfinite().all():
-        check(golden, {"w.visual.proj": mine}, model, "w.visual.proj", name)
-    else:
-        assert compare(golden, {"w.visual.proj": mine}, model).first_wrong == "w.visual.proj"
+    check(golden, {"w.visual.proj": mine}, model, "w.visual.proj", name)  # some have NaNs
 
 
 def test_weights_must_be_exact(models):
