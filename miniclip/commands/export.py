@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from miniclip.commands.options import MODEL, add_loading, loading_arguments, path
 from miniclip.commands.output import show, shown
@@ -49,7 +50,9 @@ def run(options: argparse.Namespace) -> int:
     check_runtime(options.onnxruntime_web)
     model, _ = load(options.model, device="cpu", dtype=options.dtype, **loading_arguments(options))
     if options.web:
-        export_web(model, options.web, str(options.model), options.onnxruntime_web)
+        file = Path(options.model)
+        name = file.name if file.exists() else options.model  # the page is for others: no path of this machine
+        export_web(model, options.web, name, options.onnxruntime_web)
         show(f"{options.model} -> {shown(options.web)}; to see it: python -m http.server --directory {options.web}")
     else:
         export_model(model, options.output, options.format, str(options.model), options.with_preprocess)

@@ -23,6 +23,7 @@ from miniclip.config import CLIPConfig, PreprocessConfig, TextConfig, Transforme
 from miniclip.export import ExportError
 from miniclip.io import WriteError
 from miniclip.loading import blank_model, build_model, shapes_of
+from miniclip.save import save_checkpoint
 from miniclip.web import export_web, folder
 
 IMAGES = Path(__file__).parents[2] / "examples" / "images"
@@ -82,6 +83,14 @@ def test_weights_keep_their_values(page_folder):
     weights = load(gzip.decompress((page_folder / "model" / "weights.safetensors.gz").read_bytes()))
     model, _ = load_model("tiny-ViT", device="cpu", dtype=torch.float32)
     assert all(weights[name].float().equal(x) for name, x in model.state_dict().items())
+
+
+def test_a_trained_model_is_named_without_its_folder(tmp_path):
+    model = small()
+    save_checkpoint(model.config, model.state_dict(), tmp_path / "mine.safetensors")
+    assert main(["export", "--model", str(tmp_path / "mine.safetensors"), "--web", str(tmp_path / "page")]) == 0
+    assert json.loads((tmp_path / "page" / "model.json").read_text())["model"] == "mine.safetensors"
+    assert not any(tmp_path.name.encode() in file.read_bytes() for file in tmp_path.rglob("page/**/*.js*"))
 
 
 @pytest.mark.parametrize(
