@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -26,6 +27,7 @@ import torch
 from browser import CHROMIUM, WITHOUT, Browser
 from PIL import Image
 
+import miniclip
 from miniclip import classify, embed_images, embed_texts, load, tokenize
 from miniclip.search import Index, embed_query, update_index
 from miniclip.serve.app import App
@@ -523,6 +525,27 @@ def test_an_index_that_changes(loaded, tmp_path):
         assert ask(server, "/health")[1]["pictures"] == 1
     with running(loaded) as server:
         assert error(ask(server, "/")).startswith("404 this server has no index")
+
+
+def readme(kind: str, server) -> str:
+    """A block of the README, asking this server."""
+    text = (Path(miniclip.__file__).parent / "serve" / "README.md").read_text(encoding="utf-8")
+    block = next(block for block in re.findall(rf"```{kind}\n(.*?)```", text, re.DOTALL) if "http" in block)
+    return block.replace("http://127.0.0.1:8000/", server.url)
+
+
+@pytest.mark.skipif(not all(map(shutil.which, ("bash", "curl"))), reason="needs bash and curl")
+def test_the_lines_of_the_readme(server):
+    for line in readme("", server).splitlines():
+        done = subprocess.run(["bash", "-c", line], cwd=IMAGES, capture_output=True, text=True, check=True)
+        answer = json.loads(done.stdout)
+        assert "error" not in answer and answer["model"] == "tiny-ViT", done.stdout[:300]
+
+
+def test_the_openai_client_of_the_readme(server, capsys):
+    pytest.importorskip("openai")
+    exec(readme("python", server))
+    assert capsys.readouterr().out == "2 256\n"
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason=WITHOUT)
