@@ -202,8 +202,7 @@ class App:
 
     def _embed_texts(self, texts: Sequence[str], names: Sequence[str]) -> tuple[Tensor, int]:
         """Unit embeddings [N, E], and the number of tokens. names: of the texts, for messages."""
-        with self.work:
-            ids = [self._tokenize(text, name) for text, name in zip(texts, names, strict=True)]
+        ids = [self._tokenize(text, name) for text, name in zip(texts, names, strict=True)]
         parts = [self.batcher.encode("text", torch.cat(ids[i : i + BATCH])) for i in range(0, len(ids), BATCH)]
         return torch.cat([torch.empty(0, self.width), *parts]), sum(int(row.argmax()) + 1 for row in ids)
 
@@ -211,7 +210,8 @@ class App:
         if len(text) > self.limits.letters:
             raise RequestError(f"{name} has {len(text)} characters; expected at most {self.limits.letters}")
         try:
-            return tokenize(text, self.context_length)
+            with self.work:
+                return tokenize(text, self.context_length)
         except (ValueError, RuntimeError) as error:
             raise RequestError(f"{name}: {error}") from None
 
@@ -241,6 +241,10 @@ class App:
         count, most = len(labels) * len(expanded), self.limits.prompts
         if count > most:
             raise RequestError(f"{len(labels)} labels in {len(expanded)} templates are {count} prompts, over {most}")
+        label = max(map(len, labels))
+        longest = max(len(template) + template.count("{}") * (label - 2) for template in expanded)
+        if longest > self.limits.letters:
+            raise RequestError(f"a prompt has {longest} characters; expected at most {self.limits.letters}")
         prompts = [template.replace("{}", label) for label in labels for template in expanded]
         embeddings, _ = self._embed_texts(prompts, [f"the prompt {prompt!r:.60}" for prompt in prompts])
         return ops.normalize(embeddings.unflatten(0, (len(labels), -1)).mean(dim=1))

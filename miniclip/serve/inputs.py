@@ -25,7 +25,7 @@ class Limits:
 
     body: int = 16 << 20  # bytes of a request's body
     inputs: int = 256  # texts or pictures in a request
-    letters: int = 4096  # in a text; 77 tokens rarely have 600
+    letters: int = 2000  # in a text; 77 tokens rarely have 600
     prompts: int = 4096  # labels times templates
     seconds: float = 30.0  # for a client to send a request, or to take the answer
     clients: int = 64  # connections at a time, each with a thread

@@ -36,7 +36,10 @@ class _TimedReader(io.RawIOBase):
         return True
 
     def readinto(self, buffer) -> int:
-        self.connection.settimeout(max(1e-3, self.end - time.monotonic()))
+        left = self.end - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self.connection.settimeout(left)
         count = self.connection.recv_into(buffer)
         self.idle = self.idle and not count
         return count
@@ -52,6 +55,7 @@ class _Handler(BaseHTTPRequestHandler):
     def setup(self) -> None:
         super().setup()
         self.source = _TimedReader(self.connection)
+        self.rfile.close()
         self.rfile = io.BufferedReader(self.source)
         self.server.open.add(self)
 
@@ -91,6 +95,8 @@ class _Handler(BaseHTTPRequestHandler):
         if self.server.is_local and not _is_local(self.headers.get_all("Host", [])):
             host = self.headers.get("Host")
             raise RequestError(f"Host is {host!r:.80}; expected localhost, 127.0.0.1 or [::1], and the port", 403)
+        if self.headers.defects:  # what follows such a line would be ignored here, and obeyed by a proxy
+            raise RequestError("the head has a line that is not a header")
         if "Transfer-Encoding" in self.headers:
             raise RequestError("the body has a Transfer-Encoding; expected Content-Length, without chunks", 411)
         length = self.headers.get_all("Content-Length", [])
@@ -135,7 +141,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.source.end = time.monotonic() + LINGER
         with suppress(OSError):
             self.connection.shutdown(socket.SHUT_WR)
-            while time.monotonic() < self.source.end and self.rfile.read1(1 << 16):
+            while self.rfile.read1(1 << 16):
                 pass
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
