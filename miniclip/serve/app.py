@@ -33,7 +33,6 @@ from miniclip.search.gallery import THUMBNAIL, live_page, policy
 from miniclip.serve.batching import BATCH, Batcher, BusyError
 from miniclip.serve.inputs import Limits, RequestError, choice, is_data_url, parse, picture, strings
 from miniclip.serve.pictures import Pictures
-from miniclip.tokenizer import tokenize
 from miniclip.zero_shot import expand_templates, probabilities
 
 TOP = 48  # pictures on a page
@@ -79,8 +78,9 @@ class App:
     ):
         self.preprocess, self.name, self.pictures = preprocess, name, pictures
         self.limits = limits or Limits()
-        self.context_length = model.context_length
+        self.tokenize = model.tokenize
         self.logit_scale = model.logit_scale.detach().exp().float().cpu()
+        self.logit_bias = None if model.logit_bias is None else model.logit_bias.detach().float().cpu()  # of a SigLIP
         self.width = model.text_projection.shape[1]
         self.batcher = Batcher(model, self.limits.waiting)
         self.work = threading.BoundedSemaphore(min(MOST_DECODERS, os.cpu_count() or 1))
@@ -146,12 +146,12 @@ class App:
         request = self._parse(body, CLASSIFY)
         pictures = strings(request, "pictures", self.limits.inputs)
         labels = tuple(dict.fromkeys(strings(request, "labels", self.limits.prompts)))
-        if len(labels) < 2:
+        if len(labels) < 2 and self.logit_bias is None:
             raise RequestError(f"{ONE_LABEL} (of embeddings from /v1/embeddings)")
         templates = strings({"templates": "{}", **request}, "templates", self.limits.prompts)
         weights = self.label_embeddings(labels, tuple(templates))
         embeddings = self._embed_pictures(pictures, [f"pictures[{i}]" for i in range(len(pictures))])
-        scores = probabilities(embeddings, weights.T, self.logit_scale).tolist()
+        scores = probabilities(embeddings, weights.T, self.logit_scale, self.logit_bias).tolist()
         data = [
             {"index": i, "labels": sorted(map(_label, labels, *rows), key=lambda label: -label["score"])}
             for i, rows in enumerate(zip(scores, (embeddings @ weights.T).tolist(), strict=True))
@@ -204,16 +204,20 @@ class App:
         """Unit embeddings [N, E], and the number of tokens. names: of the texts, for messages."""
         ids = [self._tokenize(text, name) for text, name in zip(texts, names, strict=True)]
         parts = [self.batcher.encode("text", torch.cat(ids[i : i + BATCH])) for i in range(0, len(ids), BATCH)]
-        return torch.cat([torch.empty(0, self.width), *parts]), sum(int(row.argmax()) + 1 for row in ids)
+        return torch.cat([torch.empty(0, self.width), *parts]), sum(map(self._count, ids))
 
     def _tokenize(self, text: str, name: str) -> Tensor:
         if len(text) > self.limits.letters:
             raise RequestError(f"{name} has {len(text)} characters; expected at most {self.limits.letters}")
         try:
             with self.work:
-                return tokenize(text, self.context_length)
+                return self.tokenize(text)
         except (ValueError, RuntimeError) as error:
             raise RequestError(f"{name}: {error}") from None
+
+    def _count(self, ids: Tensor) -> int:
+        """The number of tokens up to a text's end; a SigLIP attends to its padding too."""
+        return int(ids.argmax()) + 1 if self.logit_bias is None else ids.shape[1]
 
     def _embed_pictures(self, urls: Sequence[str], names: Sequence[str]) -> Tensor:
         """Unit embeddings [N, E]; only the pixels of one batch are in memory."""
