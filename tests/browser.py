@@ -1,11 +1,4 @@
-"""Headless Chromium through the DevTools protocol, over a pipe: no package is needed, only the browser itself.
-
-    with Browser() as browser:
-        browser.open("http://127.0.0.1:8000/", width=375, dark=True)
-        browser.run("document.title")              # the value of JavaScript; a promise is awaited
-        browser.screenshot("page.png")
-        browser.faults, browser.requests           # what the console reports, and the addresses that were asked for
-"""
+"""A headless Chromium that a test drives over a pipe, and a server for the folder that it opens."""
 
 from __future__ import annotations
 
@@ -14,111 +7,133 @@ import json
 import os
 import shutil
 import subprocess
+import threading
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from typing import Any
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-WITHOUT = "there is no Chromium here (chromium, chromium-browser or google-chrome)"
-FLAGS = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
-FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-extensions", "--disable-sync"]
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+OPTIONS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--remote-debugging-pipe")
+OPTIONS += ("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",)  # no network
+PATIENCE = 30  # seconds that `Page.wait` waits
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """The folder's address, while the block runs."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=folder))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/"
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 class Browser:
-    """A tab of a browser of its own. seconds: how long it may take to answer."""
+    """Commands of the DevTools protocol, one after the other: messages of JSON that end in a zero byte."""
 
-    def __init__(self, seconds: float = 30):
-        self.seconds = seconds
-        self.faults: list[str] = []
-        self.requests: list[str] = []
-        self._loaded: set[str] = set()  # documents
+    def __init__(self, profile: Path):
+        to_browser, self._out = os.pipe()
+        self._in, from_browser = os.pipe()
+        redirected = f'exec "$@" 3<&{to_browser} 4>&{from_browser}'  # the descriptors that Chromium expects
+        command = ["bash", "-c", redirected, "-", CHROMIUM, *OPTIONS, f"--user-data-dir={profile}"]
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        self._process = subprocess.Popen(command, pass_fds=(to_browser, from_browser), **quiet)
+        os.close(to_browser)
+        os.close(from_browser)
+        self._reader = os.fdopen(self._in, "rb")
+        self._count, self.events = 0, []
 
-    def __enter__(self) -> Browser:
-        self._folder = TemporaryDirectory(ignore_cleanup_errors=True)
-        (to_read, self._out), (self._in, to_write) = os.pipe(), os.pipe()
-        command = [CHROMIUM, *FLAGS, f"--user-data-dir={self._folder.name}", "--remote-debugging-pipe", "about:blank"]
-        redirect = f'exec "$0" "$@" 3<&{to_read} 4>&{to_write}'  # the two descriptors that it reads and writes
-        self._process = subprocess.Popen(
-            ["bash", "-c", redirect, *command], pass_fds=(to_read, to_write), stderr=subprocess.DEVNULL
-        )
-        os.close(to_read)
-        os.close(to_write)
-        self._buffer, self._number, self._session = b"", 0, None
+    def call(self, method: str, session: str | None = None, **parameters: Any) -> dict:
+        self._count += 1
+        message = {"id": self._count, "method": method, "params": parameters}
+        os.write(self._out, json.dumps(message | ({"sessionId": session} if session else {})).encode() + b"\0")
+        while True:
+            answer = self._read()
+            if answer.get("id") == self._count:
+                assert "error" not in answer, answer["error"]
+                return answer["result"]
+            self.events.append(answer)
+
+    def _read(self) -> dict:
+        data = bytearray()
+        while (byte := self._reader.read(1)) != b"\0":
+            assert byte, "Chromium ended"
+            data += byte
+        return json.loads(data)
+
+    def open(self, address: str, width: int = 1280, height: int = 900, dark: bool = False) -> Page:
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        for domain in ("Page", "Runtime", "Network", "Log"):
-            self.call(f"{domain}.enable")
-        self.call("Page.setLifecycleEventsEnabled", enabled=True)
-        return self
+        session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        page = Page(self, session)
+        for domain in ("Page", "Runtime", "Network", "DOM", "Log"):
+            page.call(f"{domain}.enable")
+        sizes = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
+        page.call("Emulation.setDeviceMetricsOverride", **sizes)
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        page.call("Emulation.setEmulatedMedia", features=[scheme])
+        page.call("Page.navigate", url=address)
+        page.wait("document.readyState === 'complete'")
+        return page
 
-    def __exit__(self, *_: object) -> None:
-        self._process.terminate()
-        self._process.wait()
-        os.close(self._out)
-        os.close(self._in)
-        self._folder.cleanup()
+    def close(self) -> None:
+        os.close(self._out)  # Chromium ends with its pipe
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+        self._reader.close()
 
-    def open(self, url: str, width: int = 1200, height: int = 800, dark: bool = False) -> None:
-        """Wait until the page is loaded."""
-        scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
-        self.call("Emulation.setEmulatedMedia", features=scheme)
-        document = self.call("Page.navigate", url=url)["loaderId"]
-        end = time.monotonic() + self.seconds
-        while document not in self._loaded:
-            self._receive(end)
 
-    def run(self, script: str) -> object:
-        """The value of a JavaScript expression. RuntimeError if it throws."""
-        found = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
-        if "exceptionDetails" in found:
-            raise RuntimeError(json.dumps(found["exceptionDetails"])[:500])
-        return found["result"].get("value")
+class Page:
+    def __init__(self, browser: Browser, session: str):
+        self.browser, self.session = browser, session
 
-    def screenshot(self, file: str | Path) -> None:
-        Path(file).write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
+    def call(self, method: str, **parameters: Any) -> dict:
+        return self.browser.call(method, self.session, **parameters)
 
-    def call(self, method: str, **parameters: object) -> dict:
-        """A command of the DevTools protocol; its result."""
-        self._number += 1
-        message = {"id": self._number, "method": method, "params": parameters}
-        if self._session:
-            message["sessionId"] = self._session
-        os.write(self._out, json.dumps(message).encode() + b"\0")
-        end, number = time.monotonic() + self.seconds, self._number
-        while (answer := self._receive(end)).get("id") != number:
-            pass
-        if "error" in answer:
-            raise RuntimeError(f"{method}: {answer['error']}")
-        return answer["result"]
+    def run(self, script: str) -> Any:
+        """The value of an expression, or what its promise gives."""
+        answer = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
+        assert "exceptionDetails" not in answer, answer["exceptionDetails"]
+        return answer["result"].get("value")
 
-    def _receive(self, end: float) -> dict:
-        """The next message. Events are noted."""
-        os.set_blocking(self._in, False)
-        while b"\0" not in self._buffer:
-            try:
-                part = os.read(self._in, 1 << 16)
-            except BlockingIOError:
-                if time.monotonic() > end:
-                    raise TimeoutError(f"Chromium did not answer within {self.seconds:g} seconds") from None
-                time.sleep(0.002)
-                continue
-            if not part:
-                raise RuntimeError("Chromium ended")
-            self._buffer += part
-        text, _, self._buffer = self._buffer.partition(b"\0")
-        message = json.loads(text)
-        self._note(message.get("method", ""), message.get("params", {}))
-        return message
+    def wait(self, condition: str) -> None:
+        """Until an expression is true."""
+        end = time.monotonic() + PATIENCE
+        while not self.run(f"Boolean({condition})"):
+            assert time.monotonic() < end, (
+                f"still not: {condition}; the page says {self.run('document.body.innerText')}"
+            )
+            time.sleep(0.05)
 
-    def _note(self, event: str, details: dict) -> None:
-        if event == "Page.lifecycleEvent" and details["name"] == "load":
-            self._loaded.add(details["loaderId"])
-        elif event == "Network.requestWillBeSent":
-            self.requests.append(details["request"]["url"])
-        elif event == "Runtime.exceptionThrown":
-            self.faults.append(str(details["exceptionDetails"])[:500])
-        elif event == "Log.entryAdded" and details["entry"]["level"] in ("error", "warning"):
-            self.faults.append(details["entry"]["text"])
-        elif event == "Page.javascriptDialogOpening":
-            self.faults.append("a dialog: " + details["message"])
+    def choose(self, selector: str, files: Sequence[Path]) -> None:
+        """Put files into an <input type="file">, as a person who chose them."""
+        root = self.call("DOM.getDocument")["root"]["nodeId"]
+        node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
+        self.call("DOM.setFileInputFiles", files=[str(file) for file in files], nodeId=node)
+
+    def key(self, key: str, code: int, text: str = "") -> None:
+        """Press and release a key."""
+        self.call("Input.dispatchKeyEvent", type="keyDown", key=key, windowsVirtualKeyCode=code, text=text)
+        self.call("Input.dispatchKeyEvent", type="keyUp", key=key, windowsVirtualKeyCode=code)
+
+    def events(self, method: str) -> list[dict]:
+        """What has happened in this page, of one kind."""
+        self.run("0")
+        mine = [event for event in self.browser.events if event.get("sessionId") == self.session]
+        return [event["params"] for event in mine if event["method"] == method]
+
+    def screenshot(self, file: Path) -> None:
+        data = self.call("Page.captureScreenshot", captureBeyondViewport=True, format="png")["data"]
+        file.write_bytes(base64.b64decode(data))
