@@ -12,6 +12,7 @@ Shape letters, used in every docstring of the project:
 from __future__ import annotations
 
 import math
+import re
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
@@ -301,6 +302,8 @@ def _resnet(embed_dim: int, image_size: int, width: int, layers: tuple, text_wid
     return clip_config(embed_dim, ResNetConfig(image_size, width, layers, heads=width * 32 // 64), text_width)
 
 
+HUB_PREFIX = "hf-hub:"
+HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(\w[\w./-]*))?")  # organisation/name@revision
 OPENAI_URL = "https://openaipublic.azureedge.net/clip/models"  # below it: <sha256>/<file>
 OPENCLIP_RESULTS = "OpenCLIP's table of results"
 
@@ -358,6 +361,11 @@ MODELS: dict[str, NamedModel] = {
         clip_config(256, ResNetConfig(64, 24, (1, 2, 2, 1), heads=12), text_width=192, text_layers=2),
         "tiny-RN.safetensors.gz"),
 }  # fmt: skip
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether `load` looks for this name on the Hub, unless it is a path: [hf-hub:]organisation/name."""
+    return name.startswith(HUB_PREFIX) or HUB_NAME.fullmatch(name) is not None
 
 
 def to_json(config: CLIPConfig) -> dict[str, Any]:

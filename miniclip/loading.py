@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 
@@ -21,12 +19,13 @@ from miniclip.fast import int8
 from miniclip.fast.rates import fastest_model
 from miniclip.kernels.dispatch import check_backend
 from miniclip.models import CLIP, convert_weights, set_backend
+from miniclip.names import fault
 from miniclip.preprocess import Preprocess
 from miniclip.weights import EMBEDDED
 from miniclip.weights.download import download
 from miniclip.weights.errors import CheckpointError
 from miniclip.weights.files import read_file
-from miniclip.weights.hub import fetch_folder, is_hub_name
+from miniclip.weights.hub import fetch_folder
 from miniclip.weights.infer import check_names
 from miniclip.weights.names import shapes_of
 from miniclip.weights.stated import Readers, config_of_file, open_directory
@@ -223,12 +222,10 @@ def open_checkpoint(
     path = find_file(named, download_root) if named else Path(name)
     with _naming(path):
         path = path.expanduser()
-        if not path.exists() and is_hub_name(str(name)):
-            path = fetch_folder(str(name), download_root)
         if not path.exists():
-            models = ", ".join(available_models())
-            hint = f"; did you mean {meant}?" if (meant := _similar_name(str(name))) else ""
-            raise CheckpointError(f"{name!s:.300} is neither a file or directory nor one of the models: {models}{hint}")
+            if why := fault(str(name), available_models()):
+                raise CheckpointError(why)
+            path = fetch_folder(str(name), download_root)
         config, path = open_directory(path, config_readers()) if path.is_dir() else (None, path)
         tensors = read_file(path)
         config = named.config if named else config_of_file(path, tensors, config, config_readers())
@@ -248,13 +245,6 @@ def open_checkpoint(
                 f"the sizes of a {type(config).__name__} are fixed: leave image_size= and context_length= out"
             )
         return family.resize(config, tensors, image_size, context_length)
-
-
-def _similar_name(name: str) -> str | None:
-    """The model that was probably meant: "ViT-B/32" for "vit-b-32", "ViT-B32" or "Vit B/23"."""
-    plain = {re.sub(r"[^a-z0-9]", "", each.lower()): each for each in available_models()}
-    (found,) = get_close_matches(re.sub(r"[^a-z0-9]", "", name.lower()[:100]), plain, n=1, cutoff=0.75) or [None]
-    return plain.get(found)
 
 
 def find_file(model: NamedModel, download_root: str | Path | None = None) -> Path:

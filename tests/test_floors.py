@@ -22,6 +22,7 @@ FLOORS = (  # from the bottom; what shares a floor doesn't import each other
     ("models", "data"),
     ("family", "fast"),
     ("openai", "mobileclip", "siglip"),
+    ("names",),
     ("loading",),
     ("save", "embed", "export", "hidden"),
     ("zero_shot",),

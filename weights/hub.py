@@ -9,22 +9,16 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from miniclip.config import HUB_NAME, HUB_PREFIX
 from miniclip.errors import require
 from miniclip.io import sha256_of
 from miniclip.weights.download import DownloadError
 from miniclip.weights.fields import Fields
 from miniclip.weights.stated import FORMATS
 
-PREFIX = "hf-hub:"
-NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(\w[\w./-]*))?")  # organisation/name@revision
 SHA256 = re.compile("[0-9a-f]{64}")
 TOKENIZERS = ("spiece.model", "tokenizer.model", "tokenizer.json")  # of several, the first is fetched
 PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")  # beside Hugging Face's config.json
-
-
-def is_hub_name(name: str) -> bool:
-    """Whether `load` looks for this name on the Hub, unless it is a path: [hf-hub:]organisation/name."""
-    return name.startswith(PREFIX) or NAME.fullmatch(name) is not None
 
 
 def fetch_folder(name: str, cache: str | Path | None = None) -> Path:
@@ -34,7 +28,7 @@ def fetch_folder(name: str, cache: str | Path | None = None) -> Path:
     weights are asked for, safetensors first. DownloadError if the Hub does not have them or can't be reached,
     MissingExtraError without huggingface_hub.
     """
-    match = NAME.fullmatch(name.removeprefix(PREFIX))
+    match = HUB_NAME.fullmatch(name.removeprefix(HUB_PREFIX))
     if match is None or ".." in name:
         raise DownloadError(f"{name!r:.200} is no name on the Hub; expected hf-hub:organisation/name or ...@revision")
     purpose = f"{name} is neither a file nor a named model: to load it from the Hub"

@@ -39,7 +39,7 @@ def add_model(
     **settings,
 ) -> None:
     """--model, --device, --dtype and those of `add_loading`; `load_model` reads them."""
-    parser.add_argument("--model", default=default, help=help, **settings)
+    parser.add_argument("--model", type=model, default=default, help=help, **settings)
     parser.add_argument("--device", type=device, help="cpu, cuda, ... (default: CUDA if there is one)")
     parser.add_argument("--dtype", choices=(*DTYPES, "auto", "int8"), help=DTYPE)
     add_loading(parser, resize)
@@ -121,6 +121,15 @@ def join_processes(options: argparse.Namespace) -> None:
         from miniclip.parallel import setup
 
         options.device = setup(options.device and options.device.type)
+
+
+def model(name: str) -> str:
+    """A name or path of a model; a wrong one is refused here, before PyTorch is imported."""
+    from miniclip.names import fault, model_names
+
+    if why := fault(name, model_names()):
+        raise ArgumentTypeError(why)
+    return name
 
 
 def device(name: str) -> torch.device:

@@ -15,13 +15,13 @@ from conformance.openai_cases import CASES
 from conformance.seeded import weights
 
 from miniclip import load
+from miniclip.config import is_hub_name
 from miniclip.errors import MissingExtraError
 from miniclip.loading import blank_model
 from miniclip.openai.hub import HUB
 from miniclip.save import save_checkpoint
 from miniclip.weights import CheckpointError
 from miniclip.weights.download import DownloadError
-from miniclip.weights.hub import is_hub_name
 from miniclip.weights.openclip import read_config
 
 CONFIG = CASES["vit"]
