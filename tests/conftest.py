@@ -1,5 +1,6 @@
 """Options of the test run, and what every test needs."""
 
+import gc
 import os
 
 import pytest
@@ -25,6 +26,9 @@ def pytest_collection_modifyitems(config, items):
 
 # The tensors of the tests are small: threads would spend their time waiting for each other on a busy machine.
 torch.set_num_threads(1)
+
+# Modules and tensors are many small objects without cycles: looking for cycles so often takes 8% of the run.
+gc.set_threshold(100_000, 50, 100)
 
 # Triton's kernels run in its interpreter, on the CPU. Triton reads this when it is imported, whoever does that first.
 os.environ["TRITON_INTERPRET"] = "1"

@@ -151,10 +151,10 @@ def test_texts_of_any_length_give_the_same_embeddings(format, exported):
     ids = tokenize(TEXTS[:2])
     end = int(ids.argmax(-1).max())
     whole = trace_exported(folder, text=ids)["text_embedding"]
-    for length in (end + 1, end + 2, 40, 76):
+    for length in (end + 1, 40):
         cut = trace_exported(folder, text=ids[:, :length])["text_embedding"]
         torch.testing.assert_close(cut, whole, atol=1e-6, rtol=0)
-    for length in (1, 2, end):
+    for length in (1, end):
         assert not torch.allclose(trace_exported(folder, text=ids[:, :length])["text_embedding"], whole, atol=1e-2)
     with pytest.raises(Exception, match="77"):  # the runtime's own error
         trace_exported(folder, text=torch.cat([ids, ids[:, :1]], dim=1))

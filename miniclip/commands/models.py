@@ -11,6 +11,7 @@ any other name on the Hub too, if the model is of an architecture that miniclip 
 from __future__ import annotations
 
 import argparse
+import functools
 
 from miniclip.commands.options import add_json, device
 from miniclip.commands.output import show, show_json, shown
@@ -80,6 +81,7 @@ def _hub_rows() -> list[dict]:
     return rows
 
 
+@functools.cache
 def _sizes(config: CLIPConfig) -> dict[str, int]:
     """A model's parameters, pixels, and bytes in the half precision that OpenAI stores its models in."""
     import torch

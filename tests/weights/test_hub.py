@@ -6,8 +6,10 @@ import json
 import re
 import sys
 import threading
+import time
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -97,6 +99,8 @@ def hub(tmp_path, monkeypatch):
         for name, value in (("ENDPOINT", url), ("HF_HUB_CACHE", str(tmp_path / "cache"))):
             if hasattr(part, name):
                 monkeypatch.setattr(part, name, value)
+    impatient = SimpleNamespace(**{**vars(time), "sleep": lambda seconds: None})  # between tries
+    monkeypatch.setattr("huggingface_hub.file_download.time", impatient)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
     monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
     yield server
