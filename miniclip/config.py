@@ -364,8 +364,12 @@ MODELS: dict[str, NamedModel] = {
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether `load` looks for this name on the Hub, unless it is a path: [hf-hub:]organisation/name."""
-    return name.startswith(HUB_PREFIX) or HUB_NAME.fullmatch(name) is not None
+    """Whether `load` looks for this name on the Hub, unless it is a path: [hf-hub:]organisation/name.
+
+    A name that ends as weight files do is a path, also where there is no such file.
+    """
+    is_file = name.endswith((".pt", ".pth", ".bin", ".ckpt", ".safetensors"))
+    return name.startswith(HUB_PREFIX) or (HUB_NAME.fullmatch(name) is not None and not is_file)
 
 
 def to_json(config: CLIPConfig) -> dict[str, Any]:

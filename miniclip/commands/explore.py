@@ -104,8 +104,7 @@ def _benchmark(options: argparse.Namespace) -> int:
     """`miniclip bench` with its defaults; with --json its tables go to standard error."""
     from miniclip.bench.run import Settings, run
 
-    complain("the benchmark times every part of the model and takes several minutes; `miniclip bench` has shorter ones")
-    complain("this takes minutes; `miniclip bench --quick` takes two")
+    complain("this times every part of the model and takes several minutes; `miniclip bench --quick` takes two")
     report = run(Settings(model=str(options.model)), complain if options.json else show)
     result = {"experiment": options.name, **report.as_dict()}
     if options.json:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from siglip_small import LENGTH, TEXTS, huggingface_directory, json_tokenizer, sentencepiece_model, small, tensor
+from siglip_small import LENGTH, TEXTS, huggingface_directory, json_tokenizer, small, tensor
 
 from miniclip import embed_texts, load
 from miniclip.loading import new_model
@@ -18,16 +18,6 @@ from miniclip.siglip.tokenizer import CLEANINGS, TokenizerError
 from miniclip.weights import CheckpointError, hub
 
 GEMMA = {"tokenizer_class": "GemmaTokenizerFast", "eos_token": {"content": "<eos>"}, "pad_token": "<pad>"}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """A SigLIP's directory with its spiece.model."""
-    pytest.importorskip("sentencepiece")
-    folder = tmp_path_factory.mktemp("siglip")
-    huggingface_directory(folder)
-    sentencepiece_model(folder / "spiece.model")
-    return folder
 
 
 @pytest.mark.parametrize(

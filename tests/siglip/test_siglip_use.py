@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from siglip_small import TEXTS, huggingface_directory, inputs, sentencepiece_model
+from siglip_small import TEXTS, inputs
 
 from miniclip import ZeroShotClassifier, classify, compare, embed_images, embed_texts, load, trace
 from miniclip.commands import main
@@ -24,15 +24,6 @@ from miniclip.zero_shot import nearest, probabilities
 
 IMAGES = Path(__file__).parents[2] / "examples" / "images"
 LABELS = ["a dog", "a red house", "two cats"]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    pytest.importorskip("sentencepiece")
-    folder = tmp_path_factory.mktemp("siglip")
-    huggingface_directory(folder)
-    sentencepiece_model(folder / "spiece.model")
-    return folder
 
 
 @pytest.fixture

@@ -202,8 +202,8 @@ def test_shards_beside_the_index_alone(hub):
 
 
 def test_names():
-    assert is_hub_name("openai/clip-vit-base-patch32") and is_hub_name("hf-hub:x")
-    for name in ("ViT-B-32", "a/b/c", "/a/b", "./a/b", "~/x", "a\\b", ""):
+    assert all(map(is_hub_name, ("openai/clip-vit-base-patch32", "hf-hub:x", "hf-hub:x/y.pt")))
+    for name in ("ViT-B-32", "a/b/c", "/a/b", "./a/b", "~/x", "a\\b", "", "weights/model.pt", "runs/best.safetensors"):
         assert not is_hub_name(name)
 
 
