@@ -189,13 +189,14 @@ class Server(ThreadingHTTPServer):
         """Answer requests until the event is set, and then those that have begun to arrive."""
         accepting = threading.Thread(target=self.serve_forever, args=(0.05,), name="accept")
         accepting.start()
-        stop.wait()
+        while not stop.wait(0.5):
+            pass  # a signal that the system gave to another thread is handled when this one wakes up
         self.stopping = True
         time.sleep(GRACE)  # clients that send one request after the other get an answer that closes the connection
         self.shutdown()
         self.socket.setblocking(False)
-        with suppress(OSError):  # until no connection waits any more
-            while True:
+        with suppress(OSError):  # those that wait; clients that connect again and again must not go on for ever
+            for _ in range(self.request_queue_size):
                 self.process_request(*self.get_request())
         self.closing = True
         for handler in list(self.open):

@@ -238,6 +238,25 @@ def test_a_signal_under_load_loses_nothing_that_was_accepted(number, index, tmp_
     assert sum(answers for answers, _ in results) == answered == accepted > 3 * CLIENTS
 
 
+def test_a_signal_that_another_thread_receives_stops_the_server():
+    """Python runs the handler in the main thread, which nothing wakes if the system gives the signal to another."""
+    code = """
+import signal, sys, threading, time
+from miniclip.commands import main
+
+def send():
+    while not any(thread.name == "accept" for thread in threading.enumerate()):
+        time.sleep(0.05)
+    time.sleep(0.2)
+    signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+
+threading.Thread(target=send, daemon=True).start()
+sys.exit(main(["serve", "--model", "tiny-ViT", "--port", "0"]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=40)
+    assert done.returncode == 0 and "stopped; 0 of 0 requests" in done.stderr
+
+
 def test_a_full_queue_is_said_at_once(loaded):
     model, _ = loaded
     blocked, started = threading.Event(), threading.Event()
