@@ -180,22 +180,19 @@ export class CLIP extends Model {
     const kernel = this.weight(`${name}.weight`);
     const [outputs, , k] = this.shape(`${name}.weight`);
     const newSide = Math.floor((side + 2 * padding - k) / stride) + 1;
-    const out = new Float32Array(n * outputs * newSide * newSide);
+    const [area, places] = [channels * k * k, newSide * newSide];
+    const out = new Float32Array(n * outputs * places);
+    const patch = new Float32Array(area);
     const inside = (at) => at >= 0 && at < side;
-    for (let i = 0, at = 0; i < n; i++)
-      for (let o = 0; o < outputs; o++)
-        for (let y = -padding; y <= side + padding - k; y += stride)
-          for (let x = -padding; x <= side + padding - k; x += stride, at++) {
-            let sum = 0;
-            for (let c = 0; c < channels; c++)
-              for (let dy = 0; dy < k; dy++)
-                for (let dx = 0; dx < k; dx++) {
-                  if (!inside(y + dy) || !inside(x + dx)) continue; // zero
-                  const value = data[((i * channels + c) * side + y + dy) * side + x + dx];
-                  sum += kernel[((o * channels + c) * k + dy) * k + dx] * value;
-                }
-            out[at] = sum;
-          }
+    for (let at = 0; at < n * places; at++) {
+      const [i, place] = [Math.floor(at / places), at % places];
+      const [top, left] = [Math.floor(place / newSide), place % newSide].map((p) => p * stride - padding);
+      for (let j = 0; j < area; j++) {
+        const [c, y, x] = [Math.floor(j / (k * k)), top + (Math.floor(j / k) % k), left + (j % k)];
+        patch[j] = inside(y) && inside(x) ? data[((i * channels + c) * side + y) * side + x] : 0;
+      }
+      for (let o = 0; o < outputs; o++) out[(i * outputs + o) * places + place] = dot(kernel, o * area, patch, 0, area);
+    }
     return this.map(name, { n, channels: outputs, side: newSide }, out);
   }
 

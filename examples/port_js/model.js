@@ -79,8 +79,13 @@ export function withoutPadding(ids, n) {
   return ids.filter((_, i) => i % length < kept);
 }
 
+/** The sum of a[i + d] * b[j + d]. Processors add several sums at a time faster than one. */
 export function dot(a, i, b, j, length) {
-  let sum = 0;
-  for (let d = 0; d < length; d++) sum += a[i + d] * b[j + d];
-  return sum;
+  let even = 0;
+  let odd = 0;
+  for (let d = 0; d < length - 1; d += 2) {
+    even += a[i + d] * b[j + d];
+    odd += a[i + d + 1] * b[j + d + 1];
+  }
+  return length % 2 ? even + odd + a[i + length - 1] * b[j + length - 1] : even + odd;
 }

@@ -25,20 +25,13 @@ export function readTensors(bytes) {
 }
 
 function widen(dtype, shape, buffer) {
-  if (dtype === "F16") return { dtype: "F32", shape, data: widenHalves(new Uint16Array(buffer)) };
+  if (dtype === "F16") return { dtype: "F32", shape, data: widened(new Uint16Array(buffer)) };
   if (dtype === "I64") return { dtype: "F64", shape, data: Float64Array.from(new BigInt64Array(buffer), Number) };
   if (dtype === "BF16") {
     const bits = Uint32Array.from(new Uint16Array(buffer), (half) => half * 0x10000);
     return { dtype: "F32", shape, data: new Float32Array(bits.buffer) };
   }
   return { dtype, shape, data: new ARRAYS[dtype](buffer) };
-}
-
-function widenHalves(halves) {
-  const floats = Float32Array.from({ length: 65536 }, (_, bits) => halfToFloat(bits)); // all that there are
-  const out = new Float32Array(halves.length);
-  for (let i = 0; i < out.length; i++) out[i] = floats[halves[i]];
-  return out;
 }
 
 function halfToFloat(bits) {
@@ -49,6 +42,9 @@ function halfToFloat(bits) {
   if (exponent === 31) return fraction ? NaN : sign * Infinity;
   return sign * (1 + fraction / 1024) * 2 ** (exponent - 15);
 }
+
+const HALVES = Float32Array.from({ length: 65536 }, (_, bits) => halfToFloat(bits)); // all that there are
+const widened = (halves) => new Float32Array(halves.length).map((_, i) => HALVES[halves[i]]);
 
 /** The bytes of a file with these tensors. */
 export function writeTensors(tensors) {
