@@ -6,8 +6,8 @@ where the CPU multiplies bfloat16, otherwise float32. The model itself stays flo
 and the towers as `model.fast = False` runs them.
 
 How close embeddings stay depends on the weights. Cosines with the float32 embeddings, the lowest of images and of
-texts: tiny-ViT 0.9997 and 0.9998, tiny-RN's texts 0.9994, ViT-B/32 with random weights 0.9999 and 0.9992 (0.9988 with the
-seven bits of `weight_limit`). Compare your model's before you rely on it.
+texts: tiny-ViT 0.9997 and 0.9998, tiny-RN's texts 0.9994, ViT-B/32 with random weights 0.9999 and 0.9992 (0.9988 with
+the seven bits of `weight_limit`). Compare your model's before you rely on it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The example that people copy, and the model that it runs by default."""
 
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 
 from miniclip import load, tokenize
 from miniclip.config import ResNetConfig
+from miniclip.errors import MiniclipError
 from miniclip.loading import EMBEDDED
 from miniclip.preprocess import open_image
 
@@ -17,49 +19,46 @@ ROOT = Path(__file__).parents[2]
 IMAGES = sorted((ROOT / "examples" / "images").glob("*.png"))
 
 
-def zero_shot(*arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, ROOT / "examples" / "zero_shot.py", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "MINICLIP_OFFLINE": "1"})
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs one of examples/ offline, as a script but in this process; returns the lines that it printed."""
+    monkeypatch.setenv("MINICLIP_OFFLINE", "1")
+
+    def run(name: str, *arguments) -> list[str]:
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        runpy.run_path(str(ROOT / "examples" / name), run_name="__main__")
+        return capsys.readouterr().out.splitlines()
+
+    return run
 
 
 def test_without_arguments_it_names_the_picture_that_ships():
-    done = zero_shot()
+    command = [sys.executable, ROOT / "examples" / "zero_shot.py"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "MINICLIP_OFFLINE": "1"})
     assert done.returncode == 0, done.stderr
     first, *rest = done.stdout.splitlines()
     assert first.endswith("%  elephant")
     assert len(rest) == 14
 
 
-def test_a_picture_and_labels_of_ones_own():
-    done = zero_shot(
-        str(ROOT / "examples" / "images" / "rocket.png"), "--labels", "rocket, umbrella", "--model", "tiny-ViT"
-    )
-    assert [line.split()[1] for line in done.stdout.splitlines()] == ["rocket", "umbrella"]
+def test_a_picture_and_labels_of_ones_own(run):
+    rocket = ROOT / "examples" / "images" / "rocket.png"
+    lines = run("zero_shot.py", rocket, "--labels", "rocket, umbrella", "--model", "tiny-ViT")
+    assert [line.split()[1] for line in lines] == ["rocket", "umbrella"]
 
 
-def test_a_missing_picture_is_named():
-    done = zero_shot("nowhere.png")
-    assert done.returncode != 0
-    assert "can't open the image nowhere.png" in done.stderr
+def test_a_missing_picture_is_named(run):
+    with pytest.raises(MiniclipError, match=r"can't open the image nowhere\.png"):
+        run("zero_shot.py", "nowhere.png")
 
 
-def test_searching_photos(tmp_path):
-    command = [sys.executable, ROOT / "examples" / "search_photos.py", "a guitar", "--index", tmp_path / "photos.index"]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "MINICLIP_OFFLINE": "1"})
-    assert done.returncode == 0, done.stderr
-    first, *rest = done.stdout.splitlines()
+def test_searching_photos(run, tmp_path):
+    first, *rest = run("search_photos.py", "a guitar", "--index", tmp_path / "photos.index")
     assert first == "12 pictures, 12 of them new"
     assert rest[0].endswith("guitar.png") and len(rest) == 5
 
 
-def run(name: str, *arguments: str) -> list[str]:
-    command = [sys.executable, ROOT / "examples" / name, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "MINICLIP_OFFLINE": "1"})
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
-
-
-def test_prompt_ensembles_on_the_drawings_that_ship():
+def test_prompt_ensembles_on_the_drawings_that_ship(run):
     title, *rows = run("prompt_ensembles.py", "--template", "{}", "a {} emoji", "a drawing of a {}")
     assert title == "240 pictures, 240 classes"
     accuracy = {row.split(")  ")[1]: float(row.split("%")[0]) for row in rows}
@@ -67,7 +66,7 @@ def test_prompt_ensembles_on_the_drawings_that_ship():
     assert accuracy["all, mean of embeddings"] > accuracy["all, mean of logits"] > accuracy["a {} emoji"]
 
 
-def test_a_linear_probe_on_the_drawings_that_ship():
+def test_a_linear_probe_on_the_drawings_that_ship(run):
     pytest.importorskip("sklearn")
     title, zero_shot, probe = run("linear_probe.py")
     assert title.startswith("20 kinds; 120 pictures to learn from, 120 to name")
