@@ -1,16 +1,35 @@
 """CLIP in plain PyTorch: exact, safe to load, small enough to read in one sitting.
 
-    from miniclip import load, tokenize
+    from miniclip import load, open_image, tokenize
 
     model, preprocess = load("ViT-B/32")
-    image = preprocess(Image.open("cat.jpg")).unsqueeze(0)
+    image = preprocess(open_image("cat.jpg")).unsqueeze(0)
     logits_per_image, logits_per_text = model(image, tokenize(["a diagram", "a dog", "a cat"]))
+    probabilities = logits_per_image.softmax(dim=-1)
 
 In one call, with any model of `available_models()`; "tiny-ViT" needs no download:
 
     classify(["cat.jpg", "dog.jpg"], ["a cat", "a dog"], model="tiny-ViT")
     similarity("tiny-ViT", "cat.jpg", ["a cat", "a dog"])
     search_pictures("tiny-ViT", "a cat", "photos")
+
+Embed, measure, and look closer (data: "sample", "cifar10", "cifar100", "mnist", a list or a folder of classes):
+
+    embeddings, rejected = embed_images(model, preprocess, ["cat.jpg", "dog.jpg"])
+    embeddings, rejected = embed_texts(model, ["a cat", "a dog"])
+    evaluate(model, preprocess, "cifar10", templates="cifar", download=True)["zero_shot"]["top1"]
+    print(explore("temperature", model="tiny-ViT"))    # one of nine experiments
+
+Train, and use the result:
+
+    model = train(TrainOptions(create_synthetic=True, epochs=3))    # draws pictures of coloured shapes in shapes/
+    classify("shapes/val", ["a red square", "a blue circle"], model=model)
+    search_pictures(model, "a red shape", "shapes/val")
+
+Port it to another language:
+
+    golden = trace(model, open_image("cat.jpg"), "a cat")
+    print(compare(golden, mine).passed)    # mine: the stages of the port
 """
 
 import sys
@@ -29,6 +48,7 @@ if TYPE_CHECKING:
     from miniclip.embed import embed_images, embed_texts
     from miniclip.evaluation.classifiers import ZeroShotClassifier
     from miniclip.evaluation.report import evaluate
+    from miniclip.exploring import explore
     from miniclip.loading import available_models, build_model, load
     from miniclip.models import CLIP
     from miniclip.preprocess import open_image
@@ -49,6 +69,7 @@ __all__ = [
     "embed_images",
     "embed_texts",
     "evaluate",
+    "explore",
     "load",
     "open_image",
     "search_pictures",
@@ -71,6 +92,7 @@ _MODULES = {
     "embed_images": "embed",
     "embed_texts": "embed",
     "evaluate": "evaluation.report",
+    "explore": "exploring",
     "load": "loading",
     "open_image": "preprocess",
     "search_pictures": "answers",

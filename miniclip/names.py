@@ -28,7 +28,7 @@ def fault(name: str, names: Collection[str]) -> str | None:
     if name in names or _exists(name):
         return None
     on_hub = is_hub_name(name)
-    if meant := _similar(name, names, cutoff=1 if on_hub else 0.75):
+    if meant := similar(name, names, 1 if on_hub else 0.75):
         return f"{name} is neither a file or directory nor one of the models: did you mean {meant}?"
     if on_hub:
         return None
@@ -42,7 +42,7 @@ def _exists(name: str) -> bool:
         return False
 
 
-def _similar(name: str, names: Collection[str], cutoff: float) -> str | None:
+def similar(name: str, names: Collection[str], cutoff: float = 0.75) -> str | None:
     """The name that was probably meant: "ViT-B/32" for "vit-b-32", "ViT-B32" or "Vit B/23"."""
     plain = {_plain(each): each for each in names}
     found = get_close_matches(_plain(name[:100]), plain, n=1, cutoff=cutoff)

@@ -28,7 +28,7 @@ from PIL import Image
 from torch import Tensor
 from miniclip import (
     CLIP, Index, TrainOptions, ZeroShotClassifier, available_models, build_model, classify, compare, embed_images,
-    embed_texts, evaluate, load, open_image, search_pictures, similarity, tokenize, trace, train,
+    embed_texts, evaluate, explore, load, open_image, search_pictures, similarity, tokenize, trace, train,
 )
 
 model, preprocess = load("tiny-ViT", dtype="float32")
@@ -43,6 +43,7 @@ score: float = search_pictures((model, preprocess), "a", "folder")[0].score
 images, rejected = embed_images(model, preprocess, "a.png")
 why: str = rejected[0]
 passed: bool = compare(trace(model, text="a"), trace(model, text="a")).passed
+table: str = explore("temperature", model="tiny-ViT", seed=1).table
 figures: dict[str, object] = evaluate(model, preprocess, "sample")
 trained: CLIP = train(TrainOptions(create_synthetic=True, epochs=1))
 both: int = len(Index("photos.index")) + len(ZeroShotClassifier(model, ["a", "b"]).classes)

@@ -28,7 +28,7 @@ FLOORS = (  # from the bottom; what shares a floor doesn't import each other
     ("zero_shot",),
     ("answers",),
     ("conformance", "training", "search", "evaluation", "bench"),
-    ("serve", "web"),
+    ("exploring", "serve", "web"),
     ("commands",),
     ("__main__",),
 )

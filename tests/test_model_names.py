@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import miniclip.commands
 from miniclip.loading import available_models
 from miniclip.names import fault, model_names
 
@@ -43,13 +44,35 @@ def test_other_names_get_the_list_and_those_of_the_hub_nothing(tmp_path, monkeyp
     assert fault("rn50", NAMES) is None
 
 
+COMMANDS = {  # the arguments before a name of a model
+    "classify": ["a.png", "--labels", "a,b", "--model"],
+    "similarity": ["a.png", "--model"],
+    "embed": ["a.png", "-o", "a.npy", "--model"],
+    "index": ["photos", "-o", "photos.index", "--model"],
+    "search": ["photos", "a dog", "--model"],
+    "serve": ["--model"],
+    "evaluate": ["sample", "--model"],
+    "explore": ["zero-shot", "--model"],
+    "train": ["list.json", "--from"],
+    "trace": ["-o", "a.safetensors", "--model"],
+    "compare": ["a.safetensors", "b.safetensors", "--model"],
+    "bench": ["--model"],
+    "convert": [],
+    "export": ["-o", "onnx", "--model"],
+}
+
+
 def test_commands_answer_before_pytorch_is_imported():
+    """All in one process, whose PyTorch any of them would leave."""
     code = """
 import sys
 from miniclip.commands import main
-status = main(["classify", "a.png", "--labels", "a,b", "--model", sys.argv[1]])
-print(status, "torch" in sys.modules)
+for command, arguments in COMMANDS.items():
+    print(command, main([command, *arguments, NAME, *["a.pt"] * (command == "convert")]), "torch" in sys.modules)
 """
+    assert COMMANDS.keys() == miniclip.commands.COMMANDS.keys() - {"models"}
     for name, words in ("ViT-B-32", "did you mean ViT-B/32?"), ("nothing.pt", "nothing.pt is neither a file"):
-        done = subprocess.run([sys.executable, "-c", code, name], capture_output=True, text=True, check=True)
-        assert done.stdout == "2 False\n" and words in done.stderr
+        text = code.replace("COMMANDS", repr(COMMANDS)).replace("NAME", repr(name))
+        done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True)
+        assert done.stdout == "".join(f"{command} 2 False\n" for command in COMMANDS)
+        assert done.stderr.count(words) == len(COMMANDS)

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from miniclip.bench.settings import MODULES
 from miniclip.errors import MiniclipError
 from miniclip.fast import int8
 from miniclip.fast.half import EMULATED
@@ -22,8 +23,6 @@ from miniclip.save import save_checkpoint
 from miniclip.weights import CheckpointError
 from miniclip.weights.infer import infer_config
 from miniclip.weights.names import shapes_of
-
-MODULES = {"openai": "clip", "open_clip": "open_clip", "transformers": "transformers", "onnxruntime": "onnxruntime"}
 
 
 class MissingPeerError(MiniclipError, ValueError):

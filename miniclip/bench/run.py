@@ -11,31 +11,14 @@ import torch
 
 from miniclip.bench import report, tasks
 from miniclip.bench.peers import chosen, encoders
+from miniclip.bench.settings import TASKS, Settings
 from miniclip.errors import UsageError
 from miniclip.fast.half import EMULATED
 from miniclip.fast.rates import HALF, MIN_SPEEDUP, matrix_rate, name
 from miniclip.loading import build_model, load, named_models, new_model
 from miniclip.models import CLIP
 
-TASKS = ("image", "text", "classifier", "load", "memory", "tokenizer", "preprocess")
 PACKAGES = ("torch", "torchvision", "clip-anytorch", "clip", "open_clip_torch", "transformers", "onnxruntime", "pillow")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What to measure. The options of `miniclip bench` explain each field."""
-
-    model: str = "ViT-B/32"
-    peers: str = "all"
-    what: tuple[str, ...] = TASKS
-    batches: tuple[int, ...] = (1, 8, 32)
-    dtypes: tuple[str, ...] | None = None
-    compile: bool = False
-    seconds: float = 10
-    threads: int | None = None
-
-
-QUICK = Settings(what=("image", "text", "tokenizer", "preprocess"), batches=(1, 8), seconds=3)  # within two minutes
 
 
 @dataclass

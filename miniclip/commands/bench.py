@@ -12,10 +12,9 @@ import argparse
 import math
 from dataclasses import fields, replace
 
-from miniclip.bench.peers import MODULES
-from miniclip.bench.run import QUICK, TASKS, Settings
-from miniclip.bench.run import run as measure
+from miniclip.bench.settings import MODULES, QUICK, TASKS, Settings
 from miniclip.commands.options import add_plot, output_file, positive
+from miniclip.commands.options import model as model_type
 from miniclip.commands.output import show
 from miniclip.io import write_atomically, write_json
 
@@ -28,7 +27,7 @@ COMPILE = "also compiled by torch.compile with constant weights, each at its fas
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", help=MODEL)
+    parser.add_argument("--model", type=model_type, help=MODEL)
     parser.add_argument("--peers", help=f"all that are installed (default), none, or some of {','.join(MODULES)}")
     parser.add_argument("--quick", action="store_true", help="fewer tasks, batches and seconds: within two minutes")
     parser.add_argument("--what", type=_listed, metavar="TASKS", help=f"some of {','.join(TASKS)} (default: all)")
@@ -60,6 +59,8 @@ def _seconds(text: str) -> float:
 
 
 def run(options: argparse.Namespace) -> int:
+    from miniclip.bench.run import run as measure
+
     given = {field.name: getattr(options, field.name) for field in fields(Settings)}
     given = {name: value for name, value in given.items() if value is not None}
     report = measure(replace(QUICK if options.quick else Settings(), **given), show)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 
-from miniclip.commands.options import DTYPES, add_json, path
+from miniclip.commands.options import DTYPES, add_json, model, path
 from miniclip.commands.output import show, show_json
 
 MODEL = "the golden file's model; with it, the mistake that explains the first wrong stage is looked for"
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("mine", type=path, metavar="MINE", help=help)
     help = "the port's file of a second run in the same process: it must be the same in every bit"
     parser.add_argument("again", type=path, nargs="?", metavar="AGAIN", help=help)
-    parser.add_argument("--model", help=MODEL)
+    parser.add_argument("--model", type=model, help=MODEL)
     parser.add_argument("--all", action="store_true", help="show all stages, also those that pass")
     help = "type of the port's arithmetic, if the dtypes in its file do not show it"
     parser.add_argument("--dtype", choices=DTYPES, help=help)

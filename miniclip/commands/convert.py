@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import argparse
 
-from miniclip.commands.options import add_loading, loading_arguments, path
+from miniclip.commands.options import add_loading, loading_arguments, model, path
 from miniclip.commands.output import show, shown
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("input", metavar="IN", help="a name from `miniclip models`, or a file or directory")
+    parser.add_argument("input", type=model, metavar="IN", help="a name from `miniclip models`, or a file or directory")
     parser.add_argument("output", type=path, metavar="OUT", help="a .safetensors or .pt file, or a new directory")
     add_loading(parser)
 

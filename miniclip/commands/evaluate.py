@@ -23,7 +23,7 @@ from miniclip.commands.options import (
 from miniclip.commands.output import complain, report_rejected, show, show_json
 from miniclip.data.templates import TEMPLATES
 from miniclip.errors import UsageError, require
-from miniclip.evaluation.report import PROBES, TASKS
+from miniclip.evaluation import PROBES, TASKS
 
 MODEL = "a name from `miniclip models`, a file or directory; may be repeated, to compare them (default: ViT-B/32)"
 DATASET = (

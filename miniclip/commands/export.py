@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from miniclip.commands.options import MODEL, add_loading, loading_arguments, path
+from miniclip.commands.options import MODEL, add_loading, loading_arguments, model, path
 from miniclip.commands.output import show, shown
 from miniclip.errors import UsageError
 
@@ -23,7 +23,7 @@ WITH_PREPROCESS = "the image tower takes an RGB picture of any size, as bytes, i
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default="ViT-B/32", help=MODEL)
+    parser.add_argument("--model", type=model, default="ViT-B/32", help=MODEL)
     parser.add_argument("--format", choices=("onnx", "torch"), default="onnx", help="(default: onnx)")
     parser.add_argument("--with-preprocess", action="store_true", help=WITH_PREPROCESS)
     help = "type of the weights and the arithmetic (default: float32)"

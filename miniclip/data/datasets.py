@@ -36,7 +36,7 @@ def read_dataset(
     spec: one of
         "sample"    the 240 drawings that come with miniclip
         "cifar10", "cifar100", "mnist"    as their authors publish them, in `root`; `split` is "train" or "test".
-                    With `download` they are downloaded if they are missing
+                    With `download` they are downloaded if they are missing. Also the path of the CIFARs' own folders
         a path      of a .json, .jsonl or .csv list (see `miniclip.data.lists`), or of a folder with one folder for each
                     class, as torchvision's ImageFolder reads them (which files are pictures: `miniclip.data.pictures`).
                     The name of a class is that of its folder, with spaces for underscores. Folders that are ImageNet's
@@ -53,6 +53,9 @@ def read_dataset(
     """
     if split not in SPLITS:
         raise DataError(f"the split is {split!r}; expected train or test")
+    published = {cifar.folder: name for name, cifar in PUBLISHED.items() if cifar}.get(Path(spec).name)
+    if published:
+        spec, root = published, spec
     if spec in PUBLISHED:
         return _read_published(str(spec), Path(root or ROOT).expanduser(), download, split)
     if split != "test":

@@ -12,25 +12,29 @@
     concepts.py      whether something is in a picture; content checks, scene summaries
 """
 
-from miniclip.data.datasets import read_classes, read_dataset
-from miniclip.data.lists import DataError
-from miniclip.evaluation.measures import interval, recall
-from miniclip.evaluation.pages import plot_answers
-from miniclip.evaluation.report import TASKS, evaluate
-from miniclip.evaluation.tables import table
-from miniclip.zero_shot import expand_templates, topk_accuracy, zero_shot_weights
+from importlib import import_module
+from typing import Any
 
-__all__ = [
-    "TASKS",
-    "DataError",
-    "evaluate",
-    "expand_templates",
-    "interval",
-    "plot_answers",
-    "read_classes",
-    "read_dataset",
-    "recall",
-    "table",
-    "topk_accuracy",
-    "zero_shot_weights",
-]
+TASKS = ("zero-shot", "retrieval")
+PROBES = ("linear-probe", "few-shot")  # these also need training pictures
+
+_MODULES = {  # imported at first use, so that commands can read the names above without PyTorch
+    "DataError": "data.text",
+    "evaluate": "evaluation.report",
+    "expand_templates": "zero_shot",
+    "interval": "evaluation.measures",
+    "plot_answers": "evaluation.pages",
+    "read_classes": "data.datasets",
+    "read_dataset": "data.datasets",
+    "recall": "evaluation.measures",
+    "table": "evaluation.tables",
+    "topk_accuracy": "zero_shot",
+    "zero_shot_weights": "zero_shot",
+}
+__all__ = ["PROBES", "TASKS", *_MODULES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"miniclip.{_MODULES[name]}"), name)

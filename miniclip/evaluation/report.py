@@ -12,6 +12,7 @@ from torch import Tensor
 from miniclip.data.datasets import class_names, read_dataset
 from miniclip.data.lists import DataError, Example
 from miniclip.embed import as_list, embed_texts
+from miniclip.evaluation import PROBES, TASKS
 from miniclip.evaluation.measures import (
     KS,
     class_recall,
@@ -28,8 +29,6 @@ from miniclip.models import CLIP
 from miniclip.tokenizer import clean
 from miniclip.zero_shot import classify, expand_templates, nearest, shares, zero_shot_weights
 
-TASKS = ("zero-shot", "retrieval")
-PROBES = ("linear-probe", "few-shot")  # these need training pictures
 FEW = 5  # the mean over classes has no interval if a class has fewer pictures
 
 
@@ -45,10 +44,13 @@ def evaluate(
     cache: str | Path | None = None,
     seed: int = 0,
     group_by: str | None = None,
+    data_root: str | Path | None = None,
+    download: bool = False,
 ) -> dict:
     """Measure a model; the result is ready for JSON.
 
-    examples: the pictures, or what `read_dataset` takes: "sample", a list, a folder.
+    examples: the pictures, or what `read_dataset` takes: "sample", "cifar10", "cifar100", "mnist", a list, a folder.
+    data_root, download: where it keeps published data (None: ~/.cache/miniclip), and whether to get what is missing.
     templates: prompts with {} for the name, or names of sets of them, see `miniclip.data.templates`.
     classes: the names to choose from; None: those of the examples. Examples with another name are left out.
     tasks: of TASKS and PROBES. background, cache: see `embed_examples`; the prompts' embeddings are stored too.
@@ -76,7 +78,8 @@ def evaluate(
     if not hasattr(model, "encode_image"):
         raise DataError(f"expected a model, got {model!r:.60}: model, preprocess = load(...)")
     tasks = as_list(tasks)
-    examples = read_dataset(examples) if isinstance(examples, str | Path) else examples
+    if isinstance(examples, str | Path):
+        examples = read_dataset(examples, data_root, download)
     classes = class_names(examples) if classes is None else list(dict.fromkeys(as_list(classes)))
     known = set(classes)
     kept = [example for example in examples if example.captions[0] in known]

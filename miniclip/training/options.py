@@ -19,7 +19,7 @@ def _option(default: object, text: str, **argument: object) -> object:
 
 @dataclass
 class TrainOptions:
-    """The arguments of `miniclip train`; the help of each field explains it. 0, "" and () mean "not given"."""
+    """The arguments of `miniclip train`, whose --help explains each. 0, "" and () mean "not given"."""
 
     data: str = _option(
         "",

@@ -16,6 +16,7 @@ from miniclip.config import (
     openai_transformer,
 )
 from miniclip.loading import named_models
+from miniclip.names import similar
 
 
 def _vit(image_size: int, patch_size: int, width: int, layers: int) -> CLIPConfig:
@@ -44,7 +45,9 @@ def model_config(name: str) -> CLIPConfig:
     if name in table:
         return table[name]
     if not name.endswith(".json"):
-        raise ConfigError(f"model size {name!r} is unknown; expected one of {', '.join(table)}, or a .json file")
+        meant = similar(name, table)
+        hint = f"did you mean {meant}?" if meant else f"expected one of {', '.join(table)}, or a .json file"
+        raise ConfigError(f"model size {name[:300]!r} is unknown: {hint}")
     try:
         values = json.loads(Path(name).expanduser().read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

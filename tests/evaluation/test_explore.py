@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import sys
@@ -18,7 +17,6 @@ from PIL import Image
 
 from miniclip import commands
 from miniclip.bench import run
-from miniclip.commands import explore
 from miniclip.config import MODELS, CLIPConfig, PreprocessConfig, ResNetConfig, TextConfig, TransformerConfig, ViTConfig
 from miniclip.data.lists import DataError, Example
 from miniclip.evaluation.experiments import (
@@ -33,6 +31,7 @@ from miniclip.evaluation.experiments import (
     zero_shot,
 )
 from miniclip.evaluation.study import Study, embed_study
+from miniclip.exploring import Findings
 from miniclip.models import CLIP
 from miniclip.preprocess import Preprocess
 from miniclip.save import save_checkpoint
@@ -457,7 +456,7 @@ def data(examples, monkeypatch) -> None:
             return [Example(Image.open(example.image), example.captions, None, "memory") for example in examples]
         return examples
 
-    monkeypatch.setattr("miniclip.data.datasets.read_dataset", read)
+    monkeypatch.setattr("miniclip.exploring.read_dataset", read)
 
 
 @pytest.mark.parametrize("name", [name for name in EXPERIMENTS if EXPERIMENTS[name].data])
@@ -512,8 +511,8 @@ def test_explore_help_lists_the_nine(capsys):
     with pytest.raises(SystemExit):
         commands.main(["explore", "--help"])
     printed = capsys.readouterr().out
-    assert len(explore.ALL) == 9
-    assert all(f"\n  {name:17}" in printed for name in explore.ALL)
+    assert len(EXPERIMENTS) == 9
+    assert all(f"\n  {name:17}" in printed for name in EXPERIMENTS)
 
 
 def test_explore_limits_and_seeds(checkpoint, data, capsys):
@@ -532,10 +531,10 @@ def test_explore_limits_and_seeds(checkpoint, data, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["mnist", "--query", "a dog"], "mnist takes no --query"),
-        (["benchmark", "--limit", "3"], "benchmark takes no --limit"),
-        (["models", "--dtype", "float16"], "models takes no --dtype"),
-        (["cifar10", "--data", "sample"], "cifar10 takes no --data"),
+        (["mnist", "--query", "a dog"], "mnist takes no queries"),
+        (["benchmark", "--limit", "3"], "benchmark takes no limit"),
+        (["models", "--dtype", "float16"], "models takes no dtype"),
+        (["cifar10", "--data", "sample"], "cifar10 takes no data"),
         (["zero-shot", "--out", __file__], "expected a folder"),
         (["zero-shot", "--limit", "0"], "--limit: '0'"),
         (["zero-shot", "--template", "no place"], "'no place'"),
@@ -548,14 +547,14 @@ def test_explore_says_what_makes_no_sense(arguments, message, checkpoint, data, 
 
 def test_explore_names_the_extra_before_any_work(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.setattr(explore, "_study", None)
+    monkeypatch.setattr("miniclip.exploring.load", None)
     assert commands.main(["explore", "zero-shot", "--out", str(tmp_path)]) == 2
     assert "miniclip[plot]" in capsys.readouterr().err
 
 
 def test_explore_reports_bad_pictures_after_the_good(checkpoint, examples, monkeypatch, tmp_path, capsys):
     broken = [Example(tmp_path / "gone.png", ("red",)), *examples]
-    monkeypatch.setattr("miniclip.data.datasets.read_dataset", lambda *_, **__: broken)
+    monkeypatch.setattr("miniclip.exploring.read_dataset", lambda *_, **__: broken)
     assert commands.main(["explore", "zero-shot", "--model", str(checkpoint)]) == 1
     printed = capsys.readouterr()
     assert "top-1" in printed.out
@@ -571,7 +570,7 @@ def test_an_interrupted_drawing_leaves_the_old_files(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        explore._write(argparse.Namespace(out=tmp_path, name="models"), {"a": 1}, fail)
+        Findings({"experiment": "models"}, "", fail).save(tmp_path)
     assert (tmp_path / "models.png").read_bytes() == b"old"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["models.json", "models.png"]
 
