@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor
 
-from miniclip.conformance.files import TraceError
+from miniclip.conformance.files import TraceError, cut_to, end_of_text
 from miniclip.conformance.forward import Forward, UnknownStageError, stages_of
 from miniclip.conformance.measure import INPUTS, WEIGHT, Tolerance, fit, measure, tolerance_of
 from miniclip.conformance.mistakes import MISTAKES, Mistake, weights
@@ -17,7 +18,7 @@ from miniclip.conformance.rules import RULES, picture
 from miniclip.conformance.trace import trace
 from miniclip.models import CLIP
 from miniclip.preprocess import ImageError
-from miniclip.stages import tower_of
+from miniclip.stages import token_sides, tower_of
 
 MOST_UNEXPLAINED = 0.1  # the part of the port's error that a mistake may leave unexplained
 LARGE = 50_000_000  # a model with fewer weights is diagnosed in one thread
@@ -54,11 +55,12 @@ def diagnose(
     tolerance = tolerance_of(wrong, golden[wrong].dtype, mine.dtype, dtype)
     with _one_thread(model):
         right = _complete(model, golden, wrong)
+        columns = (right, *_in_fewer_columns(model, right, wrong, mine))
         # First recompute only stages that did not pass. If no mistake explains the result, small errors may have passed
         # and then added up: recompute all.
         for known in (passed, set()) if passed else (set(),):
             explanations = []
-            for mistake, forward in _planted(model, right, wrong, known):
+            for mistake, forward in chain.from_iterable(_planted(model, x, wrong, known) for x in columns):
                 try:
                     remaining = _remaining(wrong, forward[wrong], golden[wrong], mine, tolerance)
                     if remaining is not None:
@@ -127,6 +129,21 @@ def _complete(model: CLIP, golden: Mapping[str, Tensor], wrong: str) -> dict[str
         if both is None or not measure(*both, tolerance).passed:
             raise TraceError(f"this model does not compute the golden's {name}: give the model that made the golden")
     return {name: golden[name] for name in INPUTS if name in golden} | right
+
+
+def _in_fewer_columns(
+    model: CLIP, right: Mapping[str, Tensor], wrong: str, mine: Tensor
+) -> Iterator[Mapping[str, Tensor]]:
+    """The stages of a port that leaves columns of padding out, since a mistake may give other values there.
+
+    The columns of a stage with tokens are known; a stage without tokens may come from those up to the last end.
+    """
+    if wrong == "text.ids" or "text.ids" not in right or tower_of(wrong) == "visual" or not model.transformer.causal:
+        return
+    both, sides = fit(wrong, right[wrong], mine), token_sides(wrong)
+    columns = both[1].shape[sides[0]] if both and sides else end_of_text(right)
+    if columns < right["text.ids"].shape[1]:
+        yield cut_to(right, columns)
 
 
 def _planted(

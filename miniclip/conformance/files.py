@@ -54,9 +54,18 @@ def without_padding(stages: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The stages; those of the text, except its ids, end at the last end-of-text token: the rest has no influence."""
     if "text.ids" not in stages:
         return dict(stages)
-    tokens = int(stages["text.ids"].argmax(-1).max()) + 1
+    return cut_to(stages, end_of_text(stages)) | {"text.ids": stages["text.ids"]}
+
+
+def end_of_text(stages: Mapping[str, Tensor]) -> int:
+    """The number of tokens up to the last end-of-text token of all rows."""
+    return int(stages["text.ids"].argmax(-1).max()) + 1
+
+
+def cut_to(stages: Mapping[str, Tensor], tokens: int) -> dict[str, Tensor]:
+    """The stages with the first `tokens` tokens of the text."""
     cut = dict(stages)
-    for name in stages.keys() - {"text.ids"}:
+    for name in stages:
         for side in token_sides(name):
             cut[name] = cut[name].narrow(side, 0, tokens)
     return {name: stage.contiguous() for name, stage in cut.items()}

@@ -102,6 +102,7 @@ class Scope:
         self.block = stage.block
         self.config = forward.config
         self.tokenize = forward.model.tokenize
+        self._change: Callable[[Tensor], Tensor] = lambda weight: weight
 
     def __getitem__(self, name: str) -> Tensor:
         return self._forward[self.block + name if name.startswith(".") else name]
@@ -109,7 +110,13 @@ class Scope:
     def weight(self, name: str) -> Tensor:
         """A tensor of the checkpoint, by its name there."""
         weight = attrgetter(self.block + name if name.startswith(".") else name)(self._forward.model)
-        return weight.detach().float().cpu()
+        return self._change(weight.detach().float().cpu())
+
+    def with_weights(self, change: Callable[[Tensor], Tensor]) -> Scope:
+        """The same with every weight changed."""
+        changed = Scope(self._forward, self.stage)
+        changed._change = change
+        return changed
 
     @property
     def input(self) -> Tensor:

@@ -66,4 +66,7 @@ def _of_precision(mine: Tensor) -> Iterator[str]:
             name = str(half).removeprefix("torch.")
             yield f"all its numbers are {name}'s: the port rounds to it. If it shall, say so with --dtype {name}"
             return
-    yield "it is as near as half precision comes: are sums accumulated, or weights kept, in half precision?"
+    yield (
+        "it is as near as half precision comes: are weights read wrongly (section 3.1: compare them with "
+        "weights.json, or give them as w.NAME), or kept in half precision, or sums accumulated in it?"
+    )

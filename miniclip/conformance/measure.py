@@ -67,20 +67,16 @@ def tolerance_of(stage: str, *dtypes: torch.dtype | None) -> Tolerance:
 def fit(stage: str, golden: Tensor, mine: Tensor) -> tuple[Tensor, Tensor] | None:
     """Both in the same shape, or None if they can't be.
 
-    Sides of 1 may be left out or added. Text stages may differ in their number of tokens, since padding has no
-    influence on what comes before it: those that both have are kept.
+    A first side of 1, of one image or text, may be left out. Text stages may differ in their number of tokens, since
+    padding has no influence on what comes before it: those that both have are kept.
     """
+    if golden.ndim == mine.ndim + 1 and golden.shape[0] == 1:
+        mine = mine[None]
     if golden.ndim == mine.ndim and not stage.startswith(WEIGHT):
         for side in token_sides(stage):
             tokens = min(golden.shape[side], mine.shape[side])
             golden, mine = golden.narrow(side, 0, tokens), mine.narrow(side, 0, tokens)
-    if _without_ones(golden) != _without_ones(mine):
-        return None
-    return golden, mine.reshape(golden.shape)
-
-
-def _without_ones(x: Tensor) -> list[int]:
-    return [side for side in x.shape if side != 1]
+    return (golden, mine) if golden.shape == mine.shape else None
 
 
 def measure(golden: Tensor, mine: Tensor, tolerance: Tolerance) -> Difference:

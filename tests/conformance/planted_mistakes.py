@@ -3,6 +3,9 @@
 Each table: the mistake's name, where it shows first, then old and new source by turns. The old source must occur once.
 """
 
+from collections.abc import Callable
+
+import numpy as np
 import PIL
 
 PILLOW_13 = int(PIL.__version__.split(".")[0]) >= 13  # which resizes tall pictures along the height first
@@ -77,6 +80,15 @@ PICTURES = [
         "center = (i + 0.5) * scale", "center = i * (size - 1) / (new_size - 1) + 0.5",
     ),
     ("no rounding to bytes between the two passes", "RGB", "image.resized", *_FLOATS),
+    ("bicubic with a = -0.75", "RGB", "image.resized", *_SHARPER),
+    ("bicubic without antialias, a = -0.5", "RGB", "image.resized", *_NO_ANTIALIAS),
+    ("sums cut, not rounded: 2^21 missing", "RGB", "image.resized", "(sums + (1 << (WEIGHT_BITS - 1)))", "sums"),
+    ("bytes below 0 or above 255 wrap instead of being clamped", "contrast", "image.resized",
+     "rounded.clip(0, 255).astype(np.uint8)", "rounded.astype(np.uint8)"),
+    ("colours not multiplied by alpha before the resize", "RGBA", "image.resized",
+     "multiply_by_alpha(picture) if has_alpha else picture", "picture", _DIVIDED, "return x"),
+    ("colours divided by alpha are rounded, not cut", "RGBA", "image.resized",
+     "255 * colour // np.maximum(alpha, 1)", "(255 * colour + alpha.astype(int) // 2) // np.maximum(alpha, 1)"),
     ("resized in linear light", "RGB", "image.resized", *_LINEAR),
     ("the other order of the two passes", "tall", "image.resized",
      "if height - new_height > max(2 * (width - new_width), 0):", "if False:" if PILLOW_13 else "if True:"),
@@ -129,6 +141,8 @@ VIT = [
     ("patch kernel with height and width swapped", "visual.conv1", _KERNEL, _KERNEL[:-1] + ".swapaxes(2, 3)\n"),
     ("patch kernel turned round (a true convolution)", "visual.conv1", _KERNEL, _KERNEL[:-1] + "[..., ::-1, ::-1]\n"),
     ("patch kernel with its channels reversed", "visual.conv1", _KERNEL, _KERNEL[:-1] + "[:, ::-1]\n"),
+    ("map of the patches with rows and columns swapped", "visual.conv1",
+     "kernel, stride=kernel.shape[-1])", "kernel, stride=kernel.shape[-1]).swapaxes(2, 3)"),
     ("patches ordered column by column", "visual.embedded",
      "patches = patches.reshape(*patches.", "patches = patches.swapaxes(2, 3).reshape(*patches."),
     ("class token last", "visual.embedded", _TOKENS, "np.concatenate([patches, class_token], axis=1)"),
@@ -154,6 +168,7 @@ VIT = [
     ("embeddings normalised over the batch", "image_embedding",
      "np.sqrt((x * x).sum(axis=-1", "np.sqrt((x * x).sum(axis=0"),
     ("temperature not exponentiated", "logits_per_image", _SCORES, 'w["logit_scale"] * cosines'),
+    ("temperature of 100 instead of the stored one", "logits_per_image", _SCORES, "np.float32(100) * cosines"),
     ("temperature forgotten: cosines", "logits_per_image", _SCORES, "cosines"),
     ("divided by the temperature", "logits_per_image", _SCORES, 'cosines / np.exp(w["logit_scale"])'),
     ("logits of embeddings that are not normalised", "logits_per_image",
@@ -342,12 +357,16 @@ RESNET = [
      'batch_norm(shortcut, w, f"{block}.downsample.1")', "shortcut"),
     ("no ReLU after the addition", "visual.layer1.0", _END, f"{_BN_3} + shortcut"),
     ("ReLU before the addition", "visual.layer1.0", _END, f"np.maximum({_BN_3}, 0) + shortcut"),
+    ("ReLU before and after the addition", "visual.layer1.0",
+     _END, f"np.maximum(np.maximum({_BN_3}, 0) + shortcut, 0)"),
     ("shortcut missing", "visual.layer1.0", _END, f"np.maximum({_BN_3}, 0)"),
     ("attention pool without the mean token", "visual.attnpool.embedded",
      _MEAN_TOKEN, "x", _POOL_POSITION, f"{_POOL_POSITION}[1:]"),
     ("attention pool: mean token without its position", "visual.attnpool.embedded",
      _POOL_POSITION, f"{_POOL_POSITION} * (np.arange(x.shape[1] + 1) > 0)[:, None]"),
     ("attention pool without positions", "visual.attnpool.embedded", _POOL_POSITION, ""),
+    ("attention pool: mean divided by the number of tokens, one too many", "visual.attnpool.embedded",
+     _MEAN_TOKEN, "np.concatenate([x.sum(axis=1, keepdims=True) / (x.shape[1] + 1), x], axis=1)"),
     ("attention pool: mean token last", "visual.attnpool.embedded",
      _MEAN_TOKEN, "np.concatenate([x, x.mean(axis=1, keepdims=True)], axis=1)"),
     ("attention pool: positions column by column", "visual.attnpool.embedded",
@@ -385,6 +404,15 @@ TOKENS = [
     ("only ASCII letters lower-cased", '" ".join(text.split()).lower()',
      '"".join(c.lower() if c.isascii() else c for c in " ".join(text.split()))'),
     ("no guess at mojibake", "ftfy.fix_text(text)", "ftfy.fix_text(text, fix_encoding=False)"),
+    ("HTML entities unescaped once, not twice", _REPAIR, "html.unescape(ftfy.fix_text(text))"),
+    ("normalised to NFKC, not NFC", "ftfy.fix_text(text)", 'ftfy.fix_text(text, normalization="NFKC")'),
+    ("not normalised to NFC", "ftfy.fix_text(text)", "ftfy.fix_text(text, normalization=None)"),
+    ("ligature U+FB05 replaced by s and t, not U+017F and t",
+     "ftfy.fix_text(text)", 'ftfy.fix_text(text.replace("\ufb05", "st"))'),
+    ("white space beyond ASCII not recognised", '" ".join(text.split()).lower()',
+     'b" ".join(text.encode().split()).decode().lower()', "[^\\s\\p{L}\\p{N}]+", "[^\\t-\\r\\x20\\p{L}\\p{N}]+"),
+    ("U+017F not taken for s in contractions",
+     "regex.IGNORECASE | regex.VERBOSE", "regex.VERBOSE", "[^\\s\\p{L}\\p{N}]+", "[^\\s\\p{L}\\p{N}\\u0345]+"),
     ("HTML number references not unescaped", _REPAIR,
      "(lambda f: f(f(ftfy.fix_text(text, unescape_html=False))))("
      "lambda x: __import__('re').sub('&[a-zA-Z]+;?', lambda m: html.unescape(m[0]), x))"),
@@ -400,7 +428,8 @@ TOKENS = [
     ("ends of words not marked", "symbols[-1] += END_OF_WORD", "symbols[-1] += 0"),
     ("all bytes of the last character marked as the word's end", "symbols[-1] += END_OF_WORD",
      "last = len(word[-1].encode()); symbols[-last:] = [i + END_OF_WORD for i in symbols[-last:]]"),
-    ("every id one too high", "[START, *encode(text), END]", "[i + 1 for i in (START, *encode(text), END)]"),
+    ("every id one too high", "[START, *encode(text), END]", "[i + 1 for i in (START, *encode(text), END)]",
+     "row[-1] = END", "row[-1] = END + 1"),
     ("ids of merges one too high: the table's heading counted", "else merge_pairs(word_symbols(word))",
      "else [i + (i >= 512) for i in merge_pairs(word_symbols(word))]"),
     ("longest match in the vocabulary instead of merges", _MERGED,
@@ -416,11 +445,40 @@ TOKENS = [
      "    while pairs := [i for i in range(len(symbols) - 1) if (symbols[i], symbols[i + 1]) in merges]:\n"
      "        symbols[pairs[0] : pairs[0] + 2] = [merges[symbols[pairs[0]], symbols[pairs[0] + 1]]]\n"
      "    return symbols\n" + _MERGED),
+    ("of equal pairs the last merged first", "heappush(candidates, (merged, left))",
+     "heappush(candidates, (merged, -left))", "merged, left = heappop(candidates)",
+     "merged, left = heappop(candidates); left = -left"),
     ("bytes not merged", _MERGED, "    return symbols\n" + _MERGED),
     ("start-of-text token missing", "[START, *encode(text), END]", "[*encode(text), END]"),
-    ("end-of-text token missing", "[START, *encode(text), END]", "[START, *encode(text)]"),
+    ("end-of-text token missing", "[START, *encode(text), END]", "[START, *encode(text)]", "row[-1] = END", "pass"),
+    ("truncated text without the end-of-text token", "row[-1] = END", "pass"),
     ("padded with the end-of-text token", "torch.zeros(len(rows), context_length, dtype=torch.int32)",
      "torch.full((len(rows), context_length), END, dtype=torch.int32)"),
+]  # fmt: skip
+
+# The bits of float16 numbers (of bfloat16 where the name begins so), read wrongly.
+
+_FRACTION = 2.0**-24  # a subnormal number is its fraction times this
+
+
+def _subnormals(value) -> Callable:
+    """value(fraction) for each number without an exponent, with its sign."""
+    return lambda bits: np.where(
+        (bits & 0x7C00 == 0) & (bits & 0x3FF > 0),
+        np.where(bits >> 15, -1.0, 1.0) * value((bits & 0x3FF).astype(np.float32)),
+        bits.view(np.float16),
+    ).astype(np.float32)
+
+
+NUMBERS = [
+    ("float16 subnormals read as zero (section 3.1)", _subnormals(lambda fraction: 0 * fraction)),
+    ("float16 subnormals read as if they had a leading 1 (section 3.1)",
+     _subnormals(lambda fraction: (1 + fraction / 1024) * 2.0**-15)),
+    ("float16 subnormals read with an exponent that is one too low (section 3.1)",
+     _subnormals(lambda fraction: fraction * _FRACTION / 2)),
+    ("float16 read as bfloat16", lambda bits: (bits.astype(np.uint32) << 16).view(np.float32)),
+    ("bfloat16 read as float16", lambda bits: bits.view(np.float16).astype(np.float32)),
+    ("bytes of float16 in big-endian order", lambda bits: bits.byteswap().view(np.float16).astype(np.float32)),
 ]  # fmt: skip
 
 # Mistakes that the catalogue lacks: the golden (None: of the ViT), the stage, edits to both sources.
@@ -433,7 +491,7 @@ UNKNOWN = [
     (None, "text.embedded", _PLACED, "x + w[\"positional_embedding\"][: ids.shape[1]][::-1]"),
     (None, "image_embedding", "np.sqrt((x * x).sum(axis=-1, keepdims=True))", "abs(x).sum(axis=-1, keepdims=True)"),
     (None, "logits_per_image", _SCORES, f"{_SCORES} - 1"),
-    ("resnet", "image.resized", *_NO_ANTIALIAS),
+    ("resnet", "image.resized", "(i + 0.5) * scale", "(i + 0.25) * scale"),
     ("resnet", "image.pixels", _NORMALIZED, f"({_NORMALIZED}).clip(-1, 1)"),
     ("resnet", "visual.layer1.0", _END, f"np.maximum({_BN_3} - shortcut, 0)"),
 ]  # fmt: skip

@@ -114,10 +114,17 @@ def test_tolerances_go_by_the_least_precise_dtype():
 def test_shapes_that_fit():
     golden, mine = fit("visual.pooled", torch.zeros(1, 4), torch.zeros(4))
     assert golden.shape == mine.shape == (1, 4)
+    assert fit("visual.conv1", torch.zeros(1, 4, 1, 2), torch.zeros(4, 1, 2))[1].shape == (1, 4, 1, 2)
+    golden, mine = fit("ln_final", torch.zeros(1, 77, 8), torch.zeros(5, 8))
+    assert golden.shape == mine.shape == (1, 5, 8)
     golden, mine = fit("transformer.resblocks.0.attn.probabilities", torch.zeros(2, 3, 5, 5), torch.ones(2, 3, 77, 77))
     assert golden.shape == mine.shape == (2, 3, 5, 5)
     assert fit("ln_final", torch.zeros(2, 77, 8), torch.zeros(2, 5, 8))[0].shape == (2, 5, 8)
     assert fit("visual.transformer.resblocks.0", torch.zeros(2, 77, 8), torch.zeros(2, 5, 8)) is None
+    for shape in ((7,), (2, 1, 7), (1, 2, 7), (7, 2)):
+        assert fit("text.pooled", torch.zeros(2, 7), torch.zeros(shape)) is None
+    assert fit("logits_per_image", torch.zeros(1, 3), torch.zeros(3, 1)) is None
+    assert fit("visual.conv1", torch.zeros(1, 4, 1, 2), torch.zeros(1, 4, 2)) is None
     assert fit("text.pooled", torch.zeros(2, 7), torch.zeros(2, 8)) is None
     assert fit("ln_final", torch.zeros(2, 7, 8), torch.zeros(2, 8, 7)) is None
 

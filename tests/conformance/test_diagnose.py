@@ -19,8 +19,10 @@ from miniclip.config import CLIPConfig, PreprocessConfig, ResNetConfig, TextConf
 from miniclip.config import openai_transformer as transformer
 from miniclip.conformance import TraceError, compare, trace
 from miniclip.conformance.mistakes import MISTAKES, weights
-from miniclip.conformance.rules import utf8
+from miniclip.conformance.mistakes.resample import Steps, resampled
+from miniclip.conformance.rules import bands, utf8
 from miniclip.loading import blank_model, build_model, shapes_of
+from miniclip.preprocess import resize
 from miniclip.stages import tower_of
 from miniclip.tokenizer import tokenize
 
@@ -29,7 +31,7 @@ EXAMPLES, TOKENIZER = ROOT / "examples", ROOT / "miniclip" / "tokenizer.py"
 TOWERS = ("visual", "text")
 TEXTS = ["a dog", "Two <|endoftext|> s!"]
 STRINGS = ["It's 2024: a CAFÉ", "<i>&eacute;clair &amp; Â£5</i>", "pterodactylish unfathom!!!", "x <|endoftext|> y"]
-STRINGS += ["<b>3 &#151; 5 &#x20AC;"]
+STRINGS += ["<b>3 &#151; 5 &#x20AC; &amp;lt;", "½ cafe\u0301 \ufb05 it'ſ", "two\u2003spaces hmmmmmm", "cut " * 50]
 
 
 def model_of(vision, text: TransformerConfig):
@@ -62,6 +64,7 @@ PICTURES = {  # model, width, height
     "excess 9": ("vit", picture("RGB", 41, 32)),  # 4.5 is rounded to 4
     "excess 11": ("vit", picture("RGB", 43, 32)),  # 5.5 to 6
     "RGBA": ("vit", picture("RGBA", 60, 71)),
+    "contrast": ("vit", picture("RGB", 131, 91).point(lambda byte: 255 * (byte > 127))),
     "tall": ("vit", picture("RGB", 50, 131)),
 }
 
@@ -94,8 +97,11 @@ def edited(source: str, edits: tuple[str, ...], used: set[str]) -> str:
     return source
 
 
-def run_port(model, golden: dict, edits: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """The stages that the NumPy port computes with edited sources, up to where it raises an error if it does."""
+def run_port(model, golden: dict, edits: tuple[str, ...] = (), read=np.asarray) -> dict[str, np.ndarray]:
+    """The stages that the NumPy port computes with edited sources, up to where it raises an error if it does.
+
+    read(weight): the weight as the port reads it.
+    """
     used: set[str] = set()
     names = ("port_picture", "port_numpy")
     sources = {name: edited((EXAMPLES / f"{name}.py").read_text(), edits, used) for name in names}
@@ -113,7 +119,7 @@ def run_port(model, golden: dict, edits: tuple[str, ...]) -> dict[str, np.ndarra
     port = modules["port_numpy"]
     stages = port.Stages()
     port.Stages = lambda: stages
-    weights = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    weights = {name: read(tensor.numpy()) for name, tensor in model.state_dict().items()}
     inputs = {name: stage.numpy() for name, stage in golden.items()}
     with np.errstate(all="ignore"):
         try:
@@ -136,6 +142,15 @@ def check(golden: dict, mine: dict, model, stage: str | None, name: str) -> None
 def test_unedited_port_passes(goldens, name):
     model, golden = goldens[name]
     assert compare(golden, run_port(model, golden, ()), model).passed
+
+
+def test_the_resize_that_mistakes_change_is_pillows():
+    for mode, width, height in (("L", 70, 31), ("LA", 33, 80), ("RGB", 9, 60), ("RGBA", 40, 41), ("RGB", 20, 20)):
+        image = picture(mode, width, height)
+        right = bands(resize(image, 20, "bicubic", "shortest"))
+        assert torch.equal(resampled(bands(image), right.shape[:2], Steps()), right)
+        other = resampled(bands(image), right.shape[:2], Steps(a=-0.75))
+        assert torch.equal(other, right) == ((width, height) == (20, 20))
 
 
 @pytest.mark.parametrize(("name", "golden", "stage", "edits"), [(n, g, s, e) for n, g, s, *e in planted.PICTURES])
@@ -168,14 +183,14 @@ def test_mistake_in_the_resnet(goldens, name, stage, edits):
 @pytest.mark.parametrize(("name", "edits"), [(n, e) for n, *e in planted.TOKENS])
 def test_mistake_with_the_strings(goldens, name, edits):
     model, _ = goldens["text"]
-    golden = {"text.utf8": utf8(STRINGS), "text.ids": tokenize(STRINGS, model.context_length)}
+    golden = {"text.utf8": utf8(STRINGS), "text.ids": tokenize(STRINGS, model.context_length, truncate=True)}
     used: set[str] = set()
     source = edited(TOKENIZER.read_text(), tuple(edits), used)
     assert used == set(edits[::2])
     module = types.ModuleType("edited_tokenizer")
     module.__file__ = str(TOKENIZER)
     exec(compile(source, "tokenizer", "exec"), module.__dict__)
-    ids = module.tokenize(STRINGS, model.context_length)
+    ids = module.tokenize(STRINGS, model.context_length, truncate=True)
     check(golden, {"text.ids": ids}, model, "text.ids", name)
 
 
@@ -205,6 +220,36 @@ def test_mistake_in_reading_weights(models, name):
     check(golden, {"w.visual.proj": mine}, model, "w.visual.proj", name)  # some have NaNs
 
 
+@pytest.mark.parametrize(("name", "read"), planted.NUMBERS)
+def test_mistake_in_reading_weights_shows_in_the_towers(name, read):
+    """All weights are in half precision; those of one convolution are small, so that most of them are subnormal."""
+    dtype = torch.bfloat16 if name.startswith("bfloat16") else torch.float16
+    model = model_of(ViTConfig(32, 8, transformer(128, 2)), transformer(128, 2))
+    with torch.no_grad():
+        model.visual.conv1.weight *= 2.0**-11
+        for weight in model.state_dict().values():
+            weight.copy_(weight.to(dtype))
+    golden = trace(model, seeded.image(2, 32))
+
+    def as_planted(weight: np.ndarray) -> np.ndarray:
+        return read(torch.from_numpy(weight).to(dtype).view(torch.uint16).numpy())
+
+    assert compare(golden, run_port(model, golden), model).passed
+    check(golden, run_port(model, golden, (), as_planted), model, "visual.conv1", name)
+
+
+def test_a_mistake_that_depends_on_the_padding_is_named_without_it(goldens):
+    """Without a mask, what is left of padding counts: a port that leaves columns out gets other numbers."""
+    model, golden = goldens["text"]
+    columns = int(golden["text.ids"].argmax(1).max()) + 1
+    inputs = golden | {"text.ids": golden["text.ids"][:, :columns]}
+    (edits,) = (edits for name, _, *edits in planted.TRANSFORMER if name == "no causal mask")
+    mine = run_port(model, inputs, tuple(edits))
+    assert golden["text.ids"].shape[1] > columns == mine["ln_final"].shape[1]
+    check(golden, mine, model, "transformer.resblocks.0.attn.probabilities", "no causal mask")
+    check(golden, {"text_embedding": mine["text_embedding"]}, model, "text_embedding", "no causal mask")
+
+
 def test_weights_must_be_exact(models):
     model = models["vit"]
     golden, matrix = {"text.ids": torch.zeros(1, 3)}, model.visual.proj.detach()
@@ -218,7 +263,7 @@ def test_weights_must_be_exact(models):
 
 
 def test_every_mistake_is_planted():
-    names = [row[0] for row in (*planted.PICTURES, *VIT, *planted.RESNET, *planted.TOKENS)]
+    names = [row[0] for row in (*planted.PICTURES, *VIT, *planted.RESNET, *planted.TOKENS, *planted.NUMBERS)]
     assert sorted([*names, "QuickGELU instead of GELU"]) == sorted(mistake.name for mistake in MISTAKES)
     assert len(planted.UNKNOWN) >= 10
 

@@ -7,7 +7,8 @@ from miniclip.conformance.mistakes.text import TEXT
 from miniclip.conformance.mistakes.tokens import TOKENS
 from miniclip.conformance.mistakes.transformer import TRANSFORMER
 from miniclip.conformance.mistakes.vit import SCORES, VIT
+from miniclip.conformance.mistakes.weights import MISREAD
 
-MISTAKES: tuple[Mistake, ...] = (*PICTURES, *VIT, *RESNET, *TRANSFORMER, *TOKENS, *TEXT, *SCORES)
+MISTAKES: tuple[Mistake, ...] = (*PICTURES, *VIT, *RESNET, *TRANSFORMER, *TOKENS, *TEXT, *SCORES, *MISREAD)
 
 __all__ = ["MISTAKES", "Mistake"]

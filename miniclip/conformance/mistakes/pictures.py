@@ -13,6 +13,7 @@ from torch import Tensor
 from miniclip import preprocess
 from miniclip.conformance.forward import Scope
 from miniclip.conformance.mistakes.mistake import Mistake
+from miniclip.conformance.mistakes.resample import Steps, resampled
 from miniclip.conformance.rules import bands, picture, resize
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -103,6 +104,11 @@ def _resized(name: str, rule) -> Mistake:
     return Mistake(name, {"image.resized": rule}, preprocess, "image.resize(")
 
 
+def _step(name: str, **steps) -> Mistake:
+    """One step of the resize otherwise than Pillow does it."""
+    return _resized(name, lambda s: resampled(s["image.decoded"], _new_size(s), Steps(**steps)))
+
+
 def _sized(name: str, rule) -> Mistake:
     return Mistake(name, {"image.resized": rule}, preprocess, "size * side // min(")
 
@@ -123,6 +129,10 @@ PICTURES = (
     _resized("bilinear without antialias", lambda s: _interpolated(s, mode="bilinear")),
     _resized("corners aligned", lambda s: _interpolated(s, mode="bicubic", align_corners=True)),
     _resized("no rounding to bytes between the two passes", lambda s: _interpolated(s, mode="bicubic", antialias=True)),
+    _step("bicubic with a = -0.75", a=-0.75),
+    _step("bicubic without antialias, a = -0.5", antialias=False),
+    _step("sums cut, not rounded: 2^21 missing", rounding=0),
+    _step("bytes below 0 or above 255 wrap instead of being clamped", wraps=True),
     _resized("resized in linear light", _in_linear_light),
     _resized("the other order of the two passes", _in_other_order),
     _sized("squashed to a square", lambda s: bands(resize(s, resize_mode="squash"))),
@@ -133,6 +143,8 @@ PICTURES = (
         {"image.resized": lambda s: _pillow(s, picture(s["image.decoded"]).convert("RGB"))},
         *_RGB,
     ),
+    _step("colours not multiplied by alpha before the resize", premultiplied=False),
+    _step("colours divided by alpha are rounded, not cut", divided_rounds=True),
     Mistake("alpha kept premultiplied", {"image.resized": _premultiplied}, preprocess, "image.resize("),
     Mistake("alpha composited on white", {"image.resized": lambda s: _composited(s, 255)}, *_RGB),
     Mistake("alpha composited on black", {"image.resized": lambda s: _composited(s, 0)}, *_RGB),

@@ -65,6 +65,12 @@ def _position(s: Scope) -> Tensor:
     return s.weight(_POOL + "positional_embedding")
 
 
+def _small_mean(s: Scope) -> Tensor:
+    tokens = with_mean(s)
+    count = tokens.shape[1]
+    return torch.cat([tokens[:, :1] * (count - 1) / count, tokens[:, 1:]], dim=1) + _position(s)
+
+
 def _mean_last(s: Scope) -> Tensor:
     return with_mean(s).roll(-1, dims=1) + _position(s)
 
@@ -127,11 +133,14 @@ RESNET = (
             Bottleneck, '"1", nn.BatchNorm2d('),
     Mistake("no ReLU after the addition", {"bottleneck": lambda s: s[".bn3"] + shortcut(s)}, *_END),
     Mistake("ReLU before the addition", {"bottleneck": lambda s: F.relu(s[".bn3"]) + shortcut(s)}, *_END),
+    Mistake("ReLU before and after the addition",
+            {"bottleneck": lambda s: F.relu(F.relu(s[".bn3"]) + shortcut(s))}, *_END),
     Mistake("shortcut missing", {"bottleneck": lambda s: F.relu(s[".bn3"])}, *_END),
     _pool("attention pool without the mean token", "embedded", lambda s: with_mean(s)[:, 1:] + _position(s)[1:],
           "x.mean("),
     _pool("attention pool: mean token without its position", "embedded", _not_for_mean, "+ self.positional_embedding"),
     _pool("attention pool without positions", "embedded", with_mean, "+ self.positional_embedding"),
+    _pool("attention pool: mean divided by the number of tokens, one too many", "embedded", _small_mean, "x.mean("),
     _pool("attention pool: mean token last", "embedded", _mean_last, "torch.cat("),
     _pool("attention pool: positions column by column", "embedded", _by_columns, "flatten(2)"),
     _pool("attention pool: query is the first position", "q",

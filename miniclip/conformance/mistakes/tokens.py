@@ -7,6 +7,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Mapping
 from functools import cache
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -28,11 +29,12 @@ def ids_of(
     start: tuple[int, ...] = (START,),
     end: tuple[int, ...] = (END,),
     padding: int = 0,
+    ends_if_cut: bool = True,
 ) -> list[int]:
     """As tokenize(text, length, truncate=True), with some steps replaced."""
     words = [[special[x]] if x in special else word(x) for x in split(clean(text))]
     ids = [*start, *(i for word in words for i in word)]
-    ids = [*ids[: length - len(end)], *end]
+    ids = [*ids[: length - len(end) * ends_if_cut], *end][:length]
     return ids + [padding] * (length - len(ids))
 
 
@@ -68,10 +70,14 @@ def _tidy(text: str) -> str:
     return " ".join(text.split()).lower()
 
 
-def _cut_by(pattern: str) -> Callable[[str], list[str]]:
+def _cut_by(pattern: str, ignore_case: bool = True) -> Callable[[str], list[str]]:
     import regex
 
-    return regex.compile(pattern, regex.IGNORECASE).findall
+    return regex.compile(pattern, regex.IGNORECASE * ignore_case).findall
+
+
+def _tidy_ascii(text: str) -> str:
+    return re.sub(r"[\t-\r ]+", " ", text).strip("\t\n\v\f\r ").lower()
 
 
 def _without_accents(text: str) -> str:
@@ -107,6 +113,16 @@ def _leftmost_merge(word: str) -> list[int]:
     return symbols
 
 
+def _rightmost_merge(word: str) -> list[int]:
+    """Of equal pairs the last one is merged first."""
+    merges, _ = tokenizer._read_merge_file()
+    symbols = word_symbols(word)
+    while pairs := [(merges[pair], -i) for i, pair in enumerate(pairwise(symbols)) if pair in merges]:
+        merged, i = min(pairs)
+        symbols[-i : 2 - i] = [merged]
+    return symbols
+
+
 def _unmarked(word: str) -> list[int]:
     symbols = word_symbols(word)
     return merge_pairs([*symbols[:-1], symbols[-1] - END_OF_WORD])
@@ -115,6 +131,8 @@ def _unmarked(word: str) -> list[int]:
 _NO_DIGITS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}+|[^\s\p{L}\p{N}]+"
 _NO_PUNCTUATION = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}"
 _NO_CONTRACTIONS = r"<\|startoftext\|>|<\|endoftext\|>|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
+_ASCII_SPACE = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\t-\r \p{L}\p{N}]+"
+_EXACT_CASE = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}\u0345]+"
 _CLEAN = (tokenizer.clean, ".lower()")
 _REPAIR = (tokenizer._repair, "html.unescape")
 _WORDS = (tokenizer._word_pattern, r"\p{L}+")
@@ -161,6 +179,16 @@ TOKENS = (
     _mistake("accents stripped", _CLEAN, clean=lambda text: _without_accents(tokenizer.clean(text))),
     _mistake("only ASCII letters lower-cased", _CLEAN, clean=_lower_ascii),
     _mistake("no guess at mojibake", _REPAIR, clean=lambda text: _tidy(_repaired(text, fix_encoding=False))),
+    _mistake("HTML entities unescaped once, not twice", _REPAIR,
+             clean=lambda text: _tidy(html.unescape(_only_fixed(text)))),
+    _mistake("normalised to NFKC, not NFC", _REPAIR, clean=lambda text: _tidy(_repaired(text, normalization="NFKC"))),
+    _mistake("not normalised to NFC", _REPAIR, clean=lambda text: _tidy(_repaired(text, normalization=None))),
+    _mistake("ligature U+FB05 replaced by s and t, not U+017F and t", _REPAIR,
+             clean=lambda text: tokenizer.clean(text.replace("\ufb05", "st"))),
+    _mistake("white space beyond ASCII not recognised", _CLEAN,
+             clean=lambda text: _tidy_ascii(_repaired(text)), split=lambda text: _cut_by(_ASCII_SPACE)(text)),
+    _mistake("U+017F not taken for s in contractions", (tokenizer._word_pattern, "'s | 't"),
+             split=lambda text: _cut_by(_EXACT_CASE, ignore_case=False)(text)),
     _mistake("HTML number references not unescaped", _REPAIR,
              clean=lambda text: _tidy(_repaired(text, _names_only, unescape_html=False))),
     _mistake("HTML number references 128 to 159 taken as code points", _REPAIR,
@@ -178,6 +206,7 @@ TOKENS = (
              word=_end_on_every_byte),
     _mistake("longest match in the vocabulary instead of merges", _MERGES, word=_longest_match),
     _mistake("merges from the left instead of by rank", _MERGES, word=_leftmost_merge),
+    _mistake("of equal pairs the last merged first", _MERGES, word=_rightmost_merge),
     _mistake("bytes not merged", _MERGES, word=word_symbols),
     _mistake("every id one too high", _FRAME, word=_one_higher, start=(START + 1,), end=(END + 1,),
              special={text: i + 1 for text, i in tokenizer.SPECIAL_TOKENS.items()}),
@@ -185,6 +214,7 @@ TOKENS = (
              word=lambda word: _one_higher(word, 2 * END_OF_WORD)),
     _mistake("start-of-text token missing", _FRAME, start=()),
     _mistake("end-of-text token missing", _FRAME, end=()),
+    _mistake("truncated text without the end-of-text token", (tokenizer.tokenize, "row[-1] = END"), ends_if_cut=False),
     _mistake("padded with the end-of-text token", (tokenizer.tokenize, "torch.zeros("), padding=END),
 )  # fmt: skip
 

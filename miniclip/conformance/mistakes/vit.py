@@ -11,7 +11,7 @@ from torch import Tensor
 from miniclip import ops
 from miniclip.conformance.forward import Scope
 from miniclip.conformance.mistakes.mistake import Mistake
-from miniclip.conformance.rules import cosines, grid, tower_output, with_class_token
+from miniclip.conformance.rules import RULES, cosines, grid, tower_output, with_class_token
 from miniclip.models import CLIP
 from miniclip.models.vit import VisionTransformer
 
@@ -72,6 +72,12 @@ VIT = (
     _kernel("patch kernel with height and width swapped", lambda kernel: kernel.transpose(2, 3)),
     _kernel("patch kernel turned round (a true convolution)", lambda kernel: kernel.flip(2, 3)),
     _kernel("patch kernel with its channels reversed", lambda kernel: kernel.flip(1)),
+    Mistake(
+        "map of the patches with rows and columns swapped",
+        {"visual.conv1": lambda s: RULES["visual.conv1"](s).transpose(2, 3)},
+        VisionTransformer,
+        "self.conv1(",
+    ),
     _tokens("patches ordered column by column", _by_columns, "flatten(2)"),
     _tokens("class token last", _class_last, "torch.cat("),
     _tokens("class embedding missing (zeros)", _no_class_embedding, "torch.cat("),
@@ -112,6 +118,7 @@ SCORES = (
         {"logits_per_image": lambda s: s.weight("logit_scale") * cosines(s)},
         *_SCORES,
     ),
+    Mistake("temperature of 100 instead of the stored one", {"logits_per_image": lambda s: 100 * cosines(s)}, *_SCORES),
     Mistake("temperature forgotten: cosines", {"logits_per_image": cosines}, *_SCORES),
     Mistake(
         "divided by the temperature",

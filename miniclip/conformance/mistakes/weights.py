@@ -1,4 +1,7 @@
-"""Mistakes in reading the file of weights. They show in a port's stages w.NAME, which must be equal in every bit."""
+"""Mistakes in reading the file of weights. They show in a port's stages w.NAME, which must be equal in every bit.
+
+Those in reading numbers are also looked for in the towers, where all weights have them.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from miniclip.conformance.mistakes.mistake import place_of
+from miniclip.conformance.forward import Rule
+from miniclip.conformance.mistakes.mistake import Mistake, place_of
+from miniclip.conformance.rules import RULES
 from miniclip.loading import build_model
 
 LEAST_NORMAL = 2.0**-14  # of float16; below it there is no leading 1
@@ -36,13 +41,15 @@ def _transposed(x: Tensor) -> Tensor:
     return x.T if x.ndim == 2 else x
 
 
-WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
-    "float16 subnormals read as zero": _subnormals(torch.zeros_like),
-    "float16 subnormals read as if they had a leading 1": _subnormals(_with_leading_one),
-    "float16 subnormals read with an exponent that is one too low": _subnormals(lambda x: x / 2),
+NUMBERS: dict[str, Callable[[Tensor], Tensor]] = {
+    "float16 subnormals read as zero (section 3.1)": _subnormals(torch.zeros_like),
+    "float16 subnormals read as if they had a leading 1 (section 3.1)": _subnormals(_with_leading_one),
+    "float16 subnormals read with an exponent that is one too low (section 3.1)": _subnormals(lambda x: x / 2),
     "float16 read as bfloat16": _as(torch.float16, torch.bfloat16),
     "bfloat16 read as float16": _as(torch.bfloat16, torch.float16),
     "bytes of float16 in big-endian order": _other_order,
+}
+WEIGHTS = NUMBERS | {
     "matrix transposed": _transposed,
     "matrix read with its sides exchanged": lambda x: x.reshape(x.T.shape) if x.ndim == 2 else x,
 }
@@ -55,6 +62,18 @@ def _equal(x: Tensor, y: Tensor) -> bool:
 def place() -> tuple[str, str]:
     """Where our code does it right: the file and line, and that line."""
     return place_of(build_model, "copy_(state_dict[name])")
+
+
+def _with_weights(rule: Rule, change: Callable[[Tensor], Tensor]) -> Rule:
+    return lambda s: rule(s.with_weights(change))
+
+
+def _misread(name: str, change: Callable[[Tensor], Tensor]) -> Mistake:
+    rules = {key: rule for key, rule in RULES.items() if not key.startswith(("image.", "text.ids"))}
+    return Mistake(name, {key: _with_weights(rule, change) for key, rule in rules.items()}, build_model, "copy_(")
+
+
+MISREAD = tuple(_misread(name, change) for name, change in NUMBERS.items())
 
 
 def explain(right: Tensor, mine: Tensor) -> list[str]:
