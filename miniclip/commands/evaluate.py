@@ -2,6 +2,9 @@
 
     miniclip evaluate sample --model tiny-ViT
     miniclip evaluate cifar10 --download --template cifar --task zero-shot --task linear-probe --out report
+    miniclip evaluate imagenet/val imagenetv2 imagenet-a imagenet-r sketch objectnet/images --template imagenet
+
+The last compares a model's robustness, in one table: folders of ImageNet's and ObjectNet's names are known.
 """
 
 from __future__ import annotations
@@ -32,14 +35,14 @@ DATASET = (
 )
 TEMPLATE = f"a prompt with {{}} for the name, or {', '.join(TEMPLATES)}; may be repeated (default: {{}})"
 CLASSES = (
-    "names to choose from: imagenet, imagenet-a or imagenet-r, a .txt of lines, or a DATASET; may be repeated "
-    "(default: the data set's)"
+    "names to choose from: imagenet, imagenet-a, imagenet-r, objectnet (the 113 that ImageNet has too), objectnet-313, "
+    "a .txt of lines, or a DATASET; may be repeated (default: the data set's)"
 )
 TASK = "may be repeated (default: zero-shot, and for a list of captions also retrieval)"
 GROUP_BY = "also the accuracy for each value of a column of the list, or category; the classes stay the same"
 TRAIN = "pictures to learn from (default: the training split, or half of the pictures of each class)"
 MONITOR = "append the run to FILE (JSONL): its scores, rejected inputs, and the drift since the first run there"
-OUT = "write report.json, and draw answers, mistakes, the confusion matrix and few-shot curves into DIR"
+OUT = "write report.json, and draw answers, mistakes, confusion matrix, few-shot curves and a comparison of data sets"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -89,8 +92,8 @@ def run(options: argparse.Namespace) -> int:
 
 def _measure(options: argparse.Namespace, models: list[str], tasks: dict[str, list[str]]) -> tuple[dict, dict]:
     """The results by data set and model, and the pictures by data set."""
+    from miniclip.data import imagenet, objectnet
     from miniclip.data.datasets import read_classes
-    from miniclip.data.imagenet import SETS
     from miniclip.evaluation.report import evaluate
     from miniclip.evaluation.select import select
     from miniclip.zero_shot import expand_templates
@@ -99,7 +102,8 @@ def _measure(options: argparse.Namespace, models: list[str], tasks: dict[str, li
     classes = read_classes(*options.classes) if options.classes else None
     chosen = {"by": options.by, "limit": options.limit, "seed": options.seed}
     where = {"root": options.data_root, "download": options.download, "hidden": options.hidden}
-    where["imagenet"] = bool(set(SETS).intersection(options.classes or []))
+    where["imagenet"] = bool(set(imagenet.SETS).intersection(options.classes or []))
+    where["objectnet"] = next((name for name in options.classes or [] if name in objectnet.SETS), None)
     pictures = {
         data: select(data, options.train, learns=bool(set(each) & set(PROBES)), **chosen, **where)
         for data, each in tasks.items()

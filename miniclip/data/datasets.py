@@ -12,6 +12,9 @@ from miniclip.data.cifar import CIFAR10, CIFAR100, Cifar, download_cifar, read_c
 from miniclip.data.imagenet import SETS, imagenet_classes, look_like_ids, names_of_folders
 from miniclip.data.lists import Example, read_examples
 from miniclip.data.mnist import download_mnist, read_mnist
+from miniclip.data.objectnet import SETS as OBJECTNET
+from miniclip.data.objectnet import names_of_folders as objectnets_names
+from miniclip.data.objectnet import objectnet_classes
 from miniclip.data.pictures import scan
 from miniclip.data.sample import read_sample
 from miniclip.data.text import DataError, read_lines
@@ -30,6 +33,7 @@ def read_dataset(
     split: str = "test",
     imagenet: bool = False,
     hidden: bool = False,
+    objectnet: str | None = None,
 ) -> list[Example]:
     """Read a data set; of an example's captions the first is the name of its class.
 
@@ -40,16 +44,18 @@ def read_dataset(
         a path      of a .json, .jsonl or .csv list (see `miniclip.data.lists`), or of a folder with one folder for each
                     class, as torchvision's ImageFolder reads them (which files are pictures: `miniclip.data.pictures`).
                     The name of a class is that of its folder, with spaces for underscores. Folders that are ImageNet's
-                    ids or labels are named as OpenAI worded the classes (see `data.imagenet`)
+                    ids or labels are named as OpenAI worded the classes (see `data.imagenet`). Of ObjectNet's 313
+                    folders the 113 are read that ImageNet has too (see `data.objectnet`)
     No picture of a list or folder is opened.
 
     root: the folder that holds cifar-10-batches-py, cifar-100-python or mnist (also torchvision's MNIST/raw), or one of
     these folders; ROOT by default.
     imagenet: folders with numbers for names are ImageNet's labels, even if there are fewer than 1,000.
+    objectnet: "objectnet" says that folders are some of ObjectNet's 113, "objectnet-313" some of all.
     hidden: take hidden files and folders too, see `miniclip.data.pictures`.
 
-    DataError for what can't be read, DownloadError for a failed download. A MiniclipWarning says which folders were
-    named in OpenAI's wording, and warns of names that look like ids.
+    DataError for what can't be read, DownloadError for a failed download. A MiniclipWarning says which wording folders
+    were named in, and which were left out, and warns of names that look like ids.
     """
     if split not in SPLITS:
         raise DataError(f"the split is {split!r}; expected train or test")
@@ -65,7 +71,7 @@ def read_dataset(
     path = Path(spec).expanduser()
     if not path.exists():
         raise DataError(f"{spec} is not a data set; expected {', '.join(NAMES)}, or the path of a list or folder")
-    examples = read_folder(path, imagenet, hidden) if path.is_dir() else read_examples(path)
+    examples = read_folder(path, imagenet, hidden, objectnet) if path.is_dir() else read_examples(path)
     _warn_of_ids(class_names(examples), path)
     return examples
 
@@ -76,7 +82,9 @@ def _warn_of_ids(names: list[str], path: Path) -> None:
         warnings.warn(f"{text}: name them in words, as ids are no prompts that a model knows", MiniclipWarning, 3)
 
 
-def read_folder(path: Path, imagenet: bool = False, hidden: bool = False) -> list[Example]:
+def read_folder(
+    path: Path, imagenet: bool = False, hidden: bool = False, objectnet: str | None = None
+) -> list[Example]:
     """The pictures in a folder with one folder for each class, as of `read_dataset`; what is left out is warned of.
 
     hidden: take hidden files and folders too, see `miniclip.data.pictures`.
@@ -89,14 +97,23 @@ def read_folder(path: Path, imagenet: bool = False, hidden: bool = False) -> lis
         raise DataError(f"{path} has no pictures; expected {path}/CLASS NAME/PICTURE, or a .json list. {reasons:.500}")
     if reasons:
         warnings.warn(f"{path}: {reasons:.500}", MiniclipWarning, stacklevel=3)
-    names = names_of_folders(set(folders.values()), imagenet)
-    if names:
-        first = next(iter(folders.values()))
-        wording = f"its {len(names)} folders are ImageNet's classes, in OpenAI's wording: {first} is {names[first]!r}"
-        warnings.warn(f"{path}: {wording}", MiniclipWarning, stacklevel=3)
+    names = _wording(path, set(folders.values()), imagenet, objectnet)
+    return [Example(file, (names[folder],)) for file, folder in folders.items() if folder in names]
+
+
+def _wording(path: Path, folders: set[str], imagenet: bool, objectnet: str | None) -> dict[str, str]:
+    """The name of each class by its folder, without folders that are left out. A warning says which wording it is."""
+    first = min(folders)
+    if names := names_of_folders(folders, imagenet):
+        text = f"its {len(names)} folders are ImageNet's classes, in OpenAI's wording: {first} is {names[first]!r}"
+    elif names := objectnets_names(folders, objectnet):
+        text = f"its {len(folders)} folders are ObjectNet's classes, in ObjectNet's wording"
+        if left_out := len(folders) - len(names):
+            text += f"; the {left_out} that ImageNet lacks are left out (objectnet-313 as classes takes them)"
     else:
-        names = {folder: folder.replace("_", " ") for folder in folders.values()}
-    return [Example(file, (names[folder],)) for file, folder in folders.items()]
+        return {folder: folder.replace("_", " ") for folder in folders}
+    warnings.warn(f"{path}: {text}", MiniclipWarning, stacklevel=4)
+    return names
 
 
 def _read_published(name: str, root: Path, download: bool, split: str) -> list[Example]:
@@ -135,8 +152,8 @@ def _mnist(root: Path, download: bool, split: str) -> list[Example]:
 def read_classes(*specs: str | Path) -> list[str]:
     """The names of classes, each once: the lines of a .txt file, or what the pictures of a data set are called.
 
-    specs: also "imagenet", "imagenet-a" and "imagenet-r", see `imagenet_classes`. Several specs: the names that all of
-    them have, in the order of the first.
+    specs: also "imagenet", "imagenet-a" and "imagenet-r", see `imagenet_classes`, "objectnet" and "objectnet-313", see
+    `objectnet_classes`. Several specs: the names that all of them have, in the order of the first.
     """
     first, *others = (_classes(spec) for spec in specs)
     shared = set(first).intersection(*others)
@@ -146,6 +163,8 @@ def read_classes(*specs: str | Path) -> list[str]:
 def _classes(spec: str | Path) -> list[str]:
     if str(spec) in SETS:
         return imagenet_classes(str(spec))
+    if str(spec) in OBJECTNET:
+        return objectnet_classes(str(spec))
     path = Path(spec)
     if path.suffix != ".txt":
         return class_names(read_dataset(spec))

@@ -52,6 +52,8 @@ def write_reports(
                 plot_confusion(predictions, own / "confusion.png")
         if "few_shot" in _first(found):
             plot_few_shot(found, of_data / "few_shot.png")
+    if len(results) > 1 and any("zero_shot" in _first(found) for found in results.values()):
+        plot_data_sets(results, folder / "data_sets.png")
 
 
 def _first(values: dict[str, dict]) -> dict:
@@ -127,6 +129,31 @@ def plot_confusion(predictions: list[dict], output: Path) -> None:
     axis = figure.subplots()
     draw_confusion(axis, matrix, names)
     axis.set_title(title, fontsize=11)
+    figure.savefig(output, dpi=130)
+
+
+def plot_data_sets(results: dict[str, dict[str, dict]], output: Path) -> None:
+    """Zero-shot top-1 with its 95% interval: a row for each data set, and a colour for each model.
+
+    results: of `report.evaluate`, by data set and then by model.
+    """
+    named = {data: found for data, found in results.items() if "zero_shot" in _first(found)}
+    models = list(_first(named))
+    figure = new_figure(8, 1.5 + len(named) * (0.35 + 0.15 * len(models)))
+    axis = figure.subplots()
+    for i, name in enumerate(models):
+        figures = [found[name]["zero_shot"] for found in named.values()]
+        low, high = zip(*(each["top1_interval"] for each in figures), strict=True)
+        rows = [row + 0.6 * ((i + 0.5) / len(models) - 0.5) for row in range(len(named))]
+        axis.hlines(rows, low, high, color=f"C{i}", linewidth=2, alpha=0.4)
+        axis.plot([each["top1"] for each in figures], rows, "o", color=f"C{i}", label=name)
+    shown = [fold(f"{data}, {_first(found)['zero_shot']['classes']} classes", 40) for data, found in named.items()]
+    axis.set_yticks(range(len(named)), shown, parse_math=False)
+    axis.set(xlabel="zero-shot top-1, with its 95% interval", ylim=(len(named) - 0.5, -0.5))
+    axis.set_xlim(left=0)
+    percent_ticks(axis.xaxis)
+    open_frame(axis, "x")
+    axis.legend(frameon=False, fontsize=9)
     figure.savefig(output, dpi=130)
 
 

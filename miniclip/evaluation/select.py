@@ -27,14 +27,15 @@ def select(
     download: bool = False,
     imagenet: bool = False,
     hidden: bool = False,
+    objectnet: str | None = None,
 ) -> tuple[list[Example], list[Example]]:
     """What to measure, and what a probe learns from, which is empty unless `learns`.
 
     train: a data set to learn from; None: the training split of a published data set, else half of each class.
     by: "name", or "category", which is then each picture's name. limit: measure so many, chosen by `seed`.
-    root, download, imagenet, hidden: see `read_dataset`. DataError for data that is missing or can't be split.
+    The others: see `read_dataset`. DataError for data that is missing or can't be split.
     """
-    where = {"root": root, "download": download, "imagenet": imagenet, "hidden": hidden}
+    where = {"root": root, "download": download, "imagenet": imagenet, "hidden": hidden, "objectnet": objectnet}
     examples = _named(read_dataset(dataset, **where), by)
     learned: list[Example] = []
     if learns and train:

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 from test_training_cifar import Python2Pickler, write_cifar
 
-from miniclip.data import cifar, datasets, imagenet, mnist
+from miniclip.data import cifar, datasets, imagenet, mnist, objectnet
 from miniclip.data.datasets import read_classes, read_dataset
 from miniclip.data.lists import DataError, read_examples
 from miniclip.data.sample import FILE, KINDS, make_sample, read_sample
@@ -258,6 +258,39 @@ def test_imagenet_v2s_labels_are_numbers_not_places_in_an_alphabet(tmp_path):
         examples = read_dataset(tmp_path)
     named = {example.image.parent.name: example.captions[0] for example in examples}
     assert named["2"] == "great white shark" and named["10"] == datasets.imagenet_classes()[10]
+
+
+# ObjectNet
+
+
+def test_of_objectnets_folders_those_that_imagenet_has_too_are_read(tmp_path):
+    folders_of(tmp_path, [folder for folder, _, _ in objectnet._rows()])
+    with pytest.warns(MiniclipWarning, match="313 folders are ObjectNet's classes.*the 200 that ImageNet lacks"):
+        names = [example.captions[0] for example in read_dataset(tmp_path)]
+    assert names == read_classes("objectnet") and len(names) == 113
+    assert {"coffee/french press", "t-shirt", "tv"} < set(names) and not {"tape / duct tape", "egg"} & set(names)
+    with pytest.warns(MiniclipWarning, match=r"in ObjectNet's wording$"):
+        names = [example.captions[0] for example in read_dataset(tmp_path, objectnet="objectnet-313")]
+    assert names == read_classes("objectnet-313") and len(set(names)) == 313
+
+
+def test_a_part_of_objectnets_folders_is_objectnets_only_if_that_is_said(tmp_path):
+    folders_of(tmp_path, ["coffee_french_press", "tape"])
+    assert [example.captions for example in read_dataset(tmp_path)] == [("coffee french press",), ("tape",)]
+    with pytest.warns(MiniclipWarning, match="the 1 that ImageNet lacks"):
+        (example,) = read_dataset(tmp_path, objectnet="objectnet")
+    assert example.captions == ("coffee/french press",)
+    (tmp_path / "dog").mkdir()
+    (tmp_path / "dog" / "a.png").touch()
+    assert len(read_dataset(tmp_path, objectnet="objectnet")) == 3  # no folders of ObjectNet
+
+
+def test_objectnets_classes_are_those_of_its_metadata():
+    """The SHA-256 of the sorted folders, labels and shared labels in mlfoundations/wise-ft, objectnet_metadata."""
+    columns = [[row[0] for row in objectnet._rows()], [row[1] for row in objectnet._rows()]]
+    columns.append([label for _, label, shared in objectnet._rows() if shared])
+    digests = [hashlib.sha256("\n".join(sorted(column)).encode()).hexdigest()[:16] for column in columns]
+    assert digests == ["deae0b5d46edddde", "3843159e864885c2", "862ade8ee36b27f1"]
 
 
 @pytest.mark.parametrize("names", [["n00007846", "cat"], ["207", "208"], [str(i) for i in range(11)]])

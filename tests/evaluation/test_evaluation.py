@@ -590,6 +590,7 @@ def test_the_command_compares_data_sets(command, colours, capsys, tmp_path):
     report = json.loads((tmp_path / "out" / "report.json").read_text())["data"]
     assert report[str(tmp_path / "folder")]["zero_shot"]["top1"] == 0.5
     assert len(list((tmp_path / "out").glob("*/confusion.png"))) == 2
+    assert pixels_of(tmp_path / "out" / "data_sets.png").std() > 5
     status, _, err = command(colours, tmp_path / "folder", "--plot", tmp_path / "a.png")
     assert status == 2 and "on one data set" in err
 
