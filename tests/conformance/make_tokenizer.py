@@ -108,7 +108,7 @@ ODDITIES = [
     "<end_of_text> </s> [CLS]", "</w>", "a</w>b", "w</w", "Ġhello Ċ",
     "&", "&&", "a&b", "AT&T", "&amp;", "&amp;amp;", "&amp;amp;amp;", "&lt;b&gt;", "&amp;lt;b&amp;gt;", "<b>&amp;</b>",
     "<b>&amp;lt;</b>", "<i>\n&eacute;", "&eacute\n&lt", "&copy2024", "&notit;", "&notin;", "&NotAnEntity;",
-    "&EACUTE; P&EACUTE;REZ",
+    "&EACUTE; P&EACUTE;REZ", "&lt;&amp;EACUTE;",
     "&#39;", "&#x27;", "&#X27", "&#39", "&#0;", "&#13;", "&#128;", "&#150;", "&#xD800;", "&#x110000;",
     "&#99999999999;", "&#x1F600;", "&#;", "&#x;", "&#xZ;", "a&#12;b", "a&#x1c;b", "a&#160;b", "&#38;#39;",
     "&nbsp;a&nbsp;", "&ThickSpace;", "&bne;",
