@@ -103,11 +103,17 @@ def _row(canonical: str, openclip: str, transform: Transform = SAME) -> Row:
     return Row(canonical, (openclip,), transform)
 
 
+def _times_scale(x: Tensor, scale: Tensor) -> Tensor:
+    if scale.numel() != len(x):
+        raise CheckpointError(
+            f"got a layer scale {list(scale.shape)} of a layer {list(x.shape)}; expected [{len(x)}, 1, 1]"
+        )
+    return x if x.is_meta else x * scale.view(-1, *[1] * (x.ndim - 1))  # arithmetic on meta: see _folded
+
+
 # A layer's output is multiplied by a layer scale [C, 1, 1]. Reading multiplies the layer's weights by it instead;
 # writing gives a layer scale of 1.
-SCALED = Transform(
-    lambda x, scale: x * scale.view(-1, *[1] * (x.ndim - 1)), lambda x, i: x if i == 0 else x.new_ones(len(x), 1, 1)
-)
+SCALED = Transform(_times_scale, lambda x, i: x if i == 0 else x.new_ones(len(x), 1, 1))
 
 
 def _scaled(canonical: str, openclip: str, scale: str) -> tuple[Row, Row]:
@@ -329,14 +335,32 @@ def expected_branches(module: str, large: bool) -> set[str]:
 
 
 def _folded(module: str, fold: Callable[[Parts], KernelAndBias], names: tuple[str, ...], i: int, *tensors: Tensor):
-    parts = {name: tensor.double() for name, tensor in zip(names, tensors, strict=True)}
+    """The folded kernel, i = 0, or bias. On the meta device one channel is folded instead, for the names alone:
+    PyTorch's arithmetic on meta tensors takes twenty times as long, and imports a compiler.
+    """
+    kernel = max((tensor for tensor in tensors if tensor.ndim == 4), key=Tensor.numel)
+    shape = kernel.shape[:1] if i else kernel.shape
+    dtype = min((tensor.dtype for tensor in tensors), key=lambda dtype: dtype.itemsize)
+    for name, tensor in zip(names, tensors, strict=True):
+        if tensor.ndim != 4 and tensor.numel() != len(kernel):  # a single value would count for every channel
+            raise CheckpointError(
+                f"{module}.{name} is {list(tensor.shape)}; expected a value for each of {len(kernel)}"
+            )
+    if kernel.is_meta:
+        parts = {name: torch.ones([1] * tensor.ndim) for name, tensor in zip(names, tensors, strict=True)}
+    else:
+        parts = {name: tensor.double() for name, tensor in zip(names, tensors, strict=True)}
     try:
         result = fold(parts)[i]
     except KeyError as missing:
         raise CheckpointError(f"{module} lacks {missing.args[0]}") from None
     if parts:
         raise CheckpointError(f"{module} has {', '.join(parts)}, which has no place there")
-    return result.to(min((tensor.dtype for tensor in tensors), key=lambda dtype: dtype.itemsize))
+    if kernel.is_meta:
+        return torch.empty(shape, dtype=dtype, device="meta")
+    if result.shape != shape:
+        raise CheckpointError(f"{module} becomes {list(result.shape)} where its branches are merged, not {list(shape)}")
+    return result.to(dtype)
 
 
 def _fold(kernel: Tensor, parts: Parts, norm: str) -> KernelAndBias:

@@ -15,6 +15,7 @@ from mobileclip_branched import Branched, apple_names, branched_shapes
 from mobileclip_small import SMALL_MCI, outputs, small, tiny
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from miniclip import available_models, load
 from miniclip.commands import main
@@ -234,6 +235,46 @@ def test_a_missing_or_extra_tensor_is_an_error():
     for name in ("visual.trunk.stem.0.conv_kxk.1.conv.weight", "visual.trunk.what", "text.what", "visual.what"):
         with pytest.raises(CheckpointError):
             check_names(expected, shapes_of(read(tensors | {name: torch.zeros(1)}, config, None)[1]))
+
+
+def test_shapes_are_found_without_arithmetic():
+    """PyTorch's arithmetic on the meta device is slow, and its first operation imports a compiler."""
+
+    names = set()
+
+    class Called(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), options=None):
+            if any(isinstance(each, torch.Tensor) and each.is_meta for each in arguments):
+                names.add(function.overloadpacket.__name__)
+            return function(*arguments, **(options or {}))
+
+    config = small()
+    tensors = {name: tensor.to("meta") for name, tensor in weights(branched_shapes(config)).items()}
+    with Called():
+        torch.zeros(1, device="meta") + 1  # negative control
+        assert names == {"add"}
+        shapes = shapes_of(read(tensors, config, None)[1])
+    check_names(shapes_of(blank_model(config, torch.float32).state_dict()), shapes)
+    assert len(names) > 1 and names.isdisjoint({"mul", "sub", "div", "sqrt", "constant_pad_nd", "index_put_"})
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "stem.1.conv_scale.bn.running_mean",
+        "stem.1.conv_scale.conv.weight",
+        "stages.0.blocks.0.layer_scale.gamma",
+        "stages.0.blocks.0.token_mixer.layer_scale.gamma",
+        "stages.0.blocks.0.token_mixer.norm.identity.weight",
+    ],
+)
+def test_a_part_of_another_size_is_an_error(name):
+    """PyTorch would repeat a single value for all channels, and cut a kernel that is too large."""
+    config, name = small(), f"visual.trunk.{name}"
+    tensors = weights(branched_shapes(config))
+    wrong = F.pad(tensors[name], (3, 3, 3, 3)) if name.endswith("conv.weight") else tensors[name][:1]
+    with pytest.raises(CheckpointError):
+        build_model(read(tensors | {name: wrong}, config, None)[1], config)
 
 
 def test_a_branch_that_is_missing_as_a_whole_is_an_error():
