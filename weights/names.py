@@ -22,11 +22,21 @@ class Transform(NamedTuple):
     from_canonical: Callable[[Tensor, int], Tensor]  # gives the one for the i-th foreign name
 
 
+def concatenated(*tensors: Tensor) -> Tensor:
+    """`torch.cat`. On the meta device, where it would import a compiler, only the shape is found."""
+    first, size = tensors[0], sum(map(len, tensors))
+    if not first.is_meta:
+        return torch.cat(tensors)
+    if any(tensor.shape[1:] != first.shape[1:] for tensor in tensors):
+        raise ValueError("the tensors' other sizes differ")
+    return torch.empty(size, *first.shape[1:], dtype=first.dtype, device="meta")
+
+
 SAME = Transform(lambda x: x, lambda x, i: x)
 TRANSPOSE = Transform(lambda x: x.transpose(0, -1), lambda x, i: x.transpose(0, -1))  # a view
-CONCAT3 = Transform(lambda q, k, v: torch.cat([q, k, v]), lambda qkv, i: qkv.chunk(3)[i])  # all rows of q, k, then v
+CONCAT3 = Transform(concatenated, lambda qkv, i: qkv.chunk(3)[i])  # all rows of q, k, then v
 # LongCLIP adds the first table of positions up to the 20th token, and the second one from there on.
-LONG = Transform(lambda first, rest: torch.cat([first[:20], rest[20:]]), lambda x, i: x)
+LONG = Transform(lambda first, rest: concatenated(first[:20], rest[20:]), lambda x, i: x)
 SCALAR = Transform(lambda x: x.squeeze(), lambda x, i: x)  # some of OpenCLIP's scalars are stored as [1]
 
 

@@ -25,6 +25,7 @@ from miniclip.weights.names import (
     Row,
     Table,
     Transform,
+    concatenated,
     huggingface_blocks,
     to_canonical,
 )
@@ -32,7 +33,7 @@ from miniclip.weights.names import (
 HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 FIRST = Transform(lambda x: x[0], lambda x, i: x[None])  # [1, L, D], of the first row alone
 PROBE = Transform(lambda x: x.flatten(), lambda x, i: x[None, None])  # [1, 1, D]
-JOINED = Transform(lambda q, kv: torch.cat([q, kv]), lambda x, i: x.tensor_split([len(x) // 3])[i])
+JOINED = Transform(concatenated, lambda x, i: x.tensor_split([len(x) // 3])[i])
 
 
 def _row(canonical: str, *foreign: str, transform: Transform = SAME) -> Row:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import pytest
 import torch
+from meta_calls import SLOW, MetaCalls
 
 from miniclip.config import CLIPConfig, PreprocessConfig, ResNetConfig, TextConfig, TransformerConfig, ViTConfig
 from miniclip.models import CLIP
@@ -196,6 +197,18 @@ def test_left_over_and_missing_names_are_listed():
         from_canonical("huggingface", random_state(RESNET))
     with pytest.raises(CheckpointError, match=r"(?s)unknown in the openclip.*text\.proj\.weight"):
         to_canonical("openclip", {"text.proj.weight": torch.zeros(1)})
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_shapes_are_found_without_arithmetic(layout):
+    state = random_state(VIT)
+    foreign = from_canonical(layout, state)
+    tensors = to_canonical(layout, {name: foreign[name].to("meta") for name in foreign})
+    with MetaCalls() as calls:
+        assert tensors.shapes() == {name: tuple(tensor.shape) for name, tensor in state.items()}
+        assert calls.names and calls.names.isdisjoint(SLOW)
+        torch.cat([torch.empty(2, device="meta")] * 2)  # negative control
+        assert "cat" in calls.names
 
 
 def test_shapes_that_do_not_go_together():
