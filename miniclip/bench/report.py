@@ -123,5 +123,6 @@ def draw(rows: Sequence[Row], title: str, output: Path, format: str) -> None:
     for panel in panels[len(tasks) :]:
         panel.set_axis_off()
     star = "\n* extrapolated from a sample" if any(row.extrapolated for row in rows) else ""
-    figure.suptitle(f"{title}\nmedian times; speeds in multiples of miniclip's{star}", fontsize=10)
+    meaning = "median times, and speeds in multiples of miniclip's; longer bars are faster"
+    figure.suptitle(f"{title}\n{meaning}{star}", fontsize=10)
     figure.savefig(output, format=format, dpi=130)

@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
             title = f"{result.picture}, each label by itself" if by_itself else str(result.picture)
             show("\n".join([title, *(f"{row[label]:{style}}  {label}" for label in row)]))
     if options.plot and results:
-        _draw(results, options.plot)
+        _draw(results, options.plot, field)
     return report_rejected(faults, len(pictures))
 
 
@@ -87,8 +87,8 @@ def _labels(options: argparse.Namespace) -> list[str]:
     return list(dict.fromkeys(labels))
 
 
-def _draw(results: list[Labels], output: Path) -> None:
-    """Each picture beside its most probable labels."""
+def _draw(results: list[Labels], output: Path, field: str) -> None:
+    """Each picture beside its most probable labels. field: "score", the probability, or "cosine"."""
     from matplotlib.figure import Figure
 
     from miniclip.io import write_atomically
@@ -98,12 +98,14 @@ def _draw(results: list[Labels], output: Path) -> None:
     for (picture, bars), labels in zip(axes, results, strict=True):
         picture.imshow(labels.picture.open().convert("RGBA"))
         picture.set_axis_off()
-        for place, label in enumerate(labels[MOST_BARS - 1 :: -1]):
-            bars.barh(place, label.score, color="tab:blue")
-            bars.text(label.score + 0.01, place, f"{label.score:.1%}", va="center", fontsize=8)
-        shown = [label.label for label in labels[MOST_BARS - 1 :: -1]]
-        bars.set_yticks(range(len(shown)), shown)
-        bars.set_xlim(0, 1.12)
+        shown = labels[MOST_BARS - 1 :: -1]
+        for place, label in enumerate(shown):
+            value = getattr(label, field)
+            bars.barh(place, value, color="tab:blue")
+            text = f"{value:.1%}" if field == "score" else f"cosine {value:.4f}"
+            bars.text(max(value, 0) + 0.01, place, text, va="center", fontsize=8)
+        bars.set_yticks(range(len(shown)), [label.label for label in shown], parse_math=False)
+        bars.set_xlim(min(0, *(getattr(label, field) for label in shown)), 1.12)
         bars.set_xticks([])
         bars.spines[["top", "right", "bottom"]].set_visible(False)
     write_atomically(output, lambda file: figure.savefig(file, format=output.suffix[1:], dpi=150))

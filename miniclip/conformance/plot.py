@@ -21,17 +21,36 @@ def attention_of(stages: Mapping[str, Tensor], layer: int | None = None) -> Tens
     of a class token (in an attention pool, of the mean) to itself is left out, so a map need not sum to 1. A tower
     without such a token gets the mean over all places' queries.
     """
+    name, _ = _layer(stages, layer)
+    probabilities = stages[name][0].float()  # [H, L, L], or [H, 1, L] of a pool
+    side = isqrt(probabilities.shape[-1])
+    if _has_no_token(probabilities):
+        return probabilities.mean(dim=1).unflatten(1, (side, side))
+    return probabilities[:, 0, 1:].unflatten(1, (side, side))
+
+
+def _layer(stages: Mapping[str, Tensor], layer: int | None) -> tuple[str, str]:
+    """The stage that has the layer's attention, and which layer that is."""
     names = [name for name in stages if name.startswith("visual.") and name.endswith(".probabilities")]
     if not names:
         raise TraceError("the image tower has no layer of attention that could be drawn")
     layer = -1 if layer is None else layer
     if not -len(names) <= layer < len(names):
         raise TraceError(f"layer is {layer}; the image tower has attention in the layers 0 to {len(names) - 1}")
-    probabilities = stages[names[layer]][0].float()  # [H, L, L], or [H, 1, L] of a pool
-    side = isqrt(probabilities.shape[2])
-    if side**2 == probabilities.shape[2]:  # places alone
-        return probabilities.mean(dim=1).unflatten(1, (side, side))
-    return probabilities[:, 0, 1:].unflatten(1, (side, side))
+    last = len(names) - 1
+    return names[layer], f"layer {layer % len(names)} (0 to {last})" if last else "the only layer that has any"
+
+
+def _has_no_token(probabilities: Tensor) -> bool:
+    """Whether attention [..., H, L, L] is between places alone, without a class token or mean."""
+    return isqrt(probabilities.shape[-1]) ** 2 == probabilities.shape[-1]
+
+
+def _about(stages: Mapping[str, Tensor], layer: int | None) -> str:
+    name, which = _layer(stages, layer)
+    if _has_no_token(stages[name]):
+        return f"Attention to each place, mean of all queries, {which}"
+    return f"Attention of the pooled token, {which}; what is not on patches is on the token itself"
 
 
 def plot_attention(stages: Mapping[str, Tensor], config: CLIPConfig, output: Path, layer: int | None = None) -> None:
@@ -53,9 +72,9 @@ def plot_attention(stages: Mapping[str, Tensor], config: CLIPConfig, output: Pat
         if weights is not None:
             how = {"cmap": "inferno", "alpha": 0.6, "interpolation": "bilinear", "vmin": 0}
             axis.imshow(weights.numpy(), extent=(0, side, side, 0), **how)
-            title += f", {float(weights.sum()):.0%}"
+            title += f": {float(weights.sum()):.0%} on patches"
         axis.set_title(title, fontsize=9)
-    figure.suptitle("attention to each position; percent: its sum (the rest is on the pooled token itself)", fontsize=9)
+    figure.suptitle(f"{_about(stages, layer)}; each panel has its own colour scale", fontsize=9)
     figure.savefig(output, dpi=150)
 
 

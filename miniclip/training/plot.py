@@ -56,6 +56,7 @@ def _curve(axes, lines: list[dict], key: str, label: str, colour: str, smooth=Fa
     steps, values = [step for step, _ in points], [value for _, value in points]
     if not steps:
         return
+    marker = marker or ("o" if len(steps) == 1 else None)  # a line of one point is invisible
     window = max(1, len(values) // 20)
     if smooth and window > 1:
         axes.plot(steps, values, color=colour, alpha=0.25)

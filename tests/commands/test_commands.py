@@ -131,6 +131,22 @@ def test_classify_draws(model, tmp_path):
     assert Image.open(plot).size[1] > 900  # three rows
 
 
+def test_classify_draws_what_it_prints(model, capsys, tmp_path, monkeypatch):
+    """A single label has no probability other than 100%."""
+    pytest.importorskip("matplotlib")
+    drawn = []
+    monkeypatch.setattr("miniclip.io.write_atomically", lambda _, write: write(None))
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, *_, **__: drawn.append(figure))
+    arguments = ["classify", PICTURES[0], "--label", "a $dog$", "--model", model, "--plot", str(tmp_path / "a.png")]
+    assert main([*arguments, "--scores", "cosine"]) == 0
+    cosine = float(capsys.readouterr().out.splitlines()[1].split()[0])
+    axis = drawn[0].axes[1]
+    assert axis.patches[0].get_width() == pytest.approx(cosine, abs=1e-4)
+    assert axis.texts[0].get_text() == f"cosine {cosine:.4f}"
+    assert main([*arguments, "--label", "b"]) == 0
+    assert drawn[1].axes[1].texts[0].get_text().endswith("%")
+
+
 def test_embed_pictures_and_texts(model, tmp_path, capsys):
     texts = tmp_path / "lines.txt"
     texts.write_text("a dog\n\na guitar\n" + "word " * 100 + "\n", encoding="utf-8")

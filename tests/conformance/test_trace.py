@@ -303,6 +303,23 @@ def test_attention_is_drawn(traces, case, tmp_path):
     assert not np.array_equal(drawn, np.array(Image.open(tmp_path / "b.png").convert("RGB")))
 
 
+def test_the_drawing_of_attention_says_what_it_is(traces, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    drawn = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, *_, **__: drawn.append(figure))
+    for case, layer in (("vit", 1), ("resnet", None)):
+        plot_attention(traces[case], CASES[case], tmp_path / "a.png", layer)
+    places = {name: x[..., 1:, 1:] for name, x in traces["vit"].items() if name.endswith("probabilities")}
+    plot_attention(traces["vit"] | places, CASES["vit"], tmp_path / "a.png")
+    of_token = "Attention of the pooled token, {}; what is not on patches is on the token itself;"
+    assert drawn[0].get_suptitle().startswith(of_token.format("layer 1 (0 to 2)"))
+    assert drawn[1].get_suptitle().startswith(of_token.format("the only layer that has any"))
+    assert drawn[2].get_suptitle().startswith("Attention to each place, mean of all queries, layer 2 (0 to 2)")
+    titles = [axis.get_title() for axis in drawn[0].axes]
+    on_patches = [f"{float(weights.sum()):.0%}" for weights in attention_of(traces["vit"], 1)]
+    assert titles[:1] + titles[2:] == ["picture", *(f"head {i}: {x} on patches" for i, x in enumerate(on_patches))]
+
+
 def test_bands_and_back():
     for mode in ("L", "LA", "RGB", "RGBA"):
         image = PICTURE.convert(mode)

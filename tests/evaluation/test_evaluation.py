@@ -33,7 +33,7 @@ from miniclip.evaluation import (
     zero_shot_weights,
 )
 from miniclip.evaluation.measures import wilson
-from miniclip.evaluation.pages import plot_confusion, plot_few_shot, plot_mistakes
+from miniclip.evaluation.pages import plot_confusion, plot_data_sets, plot_few_shot, plot_mistakes
 from miniclip.evaluation.probe import few_shot
 from miniclip.evaluation.study import embed_examples, on_background
 from miniclip.evaluation.tables import comparison, difference
@@ -529,6 +529,23 @@ def test_the_ticks_of_few_shot_curves_are_exact(tmp_path, monkeypatch):
     ticks = {tick: label.get_text() for tick, label in zip(axis.get_yticks(), axis.get_yticklabels(), strict=True)}
     assert any(100 * tick % 1 > 0.1 for tick in ticks)
     assert all(float(label.rstrip("%")) == pytest.approx(100 * tick) for tick, label in ticks.items())
+
+
+def test_data_sets_are_drawn_beside_each_other(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    drawn = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, *_, **__: drawn.append(figure))
+    figures = {"classes": 7, "top1": 0.5, "top1_interval": (0.25, 0.75)}
+    results = {data: {name: {"zero_shot": figures} for name in ("one", "other")} for data in ("a $x$", "b")}
+    plot_data_sets(results | {"c": {"one": {"retrieval": {}}}}, tmp_path / "data_sets.png")
+    (axis,) = drawn[0].axes
+    drawn[0].canvas.draw()
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["a $x$, 7 classes", "b, 7 classes"]
+    dots = [line for line in axis.get_lines() if line.get_marker() == "o"]
+    assert [(line.get_label(), list(line.get_xdata())) for line in dots] == [("one", [0.5, 0.5]), ("other", [0.5, 0.5])]
+    lines = [segment[:, 0].tolist() for collection in axis.collections for segment in collection.get_segments()]
+    assert lines == [[0.25, 0.75]] * 4
+    assert {label.get_text()[-1] for label in axis.get_xticklabels()} == {"%"}
 
 
 @pytest.mark.parametrize("number", [2, 25, 120])

@@ -544,6 +544,10 @@ def test_the_plot_shows_every_curve(tmp_path, monkeypatch):
     log.write_text("".join(line for line in log.read_text().splitlines(True) if "val_loss" not in line))
     plot(log, tmp_path / "p.png")
     assert [len(axes.get_lines()) for axes in drawn[1].axes] == [2, 1, 1]  # and no empty panel
+    log.write_text(log.read_text().splitlines(True)[0])
+    plot(log, tmp_path / "p.png")
+    markers = [axes.get_lines()[0].get_marker() for figure in drawn[1:] for axes in figure.axes]
+    assert markers == ["None"] * 3 + ["o"] * 3  # a line of one step would be invisible
 
 
 # Shapes
