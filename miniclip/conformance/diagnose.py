@@ -94,11 +94,12 @@ def _one_thread(model: CLIP) -> Iterator[None]:
 def _contradicted(
     mistake: Mistake, forward: Forward, right: Mapping[str, Tensor], wrong: str, passed: set[str]
 ) -> bool:
-    """Whether the mistake would also show at a stage of the same block that the port has right."""
+    """Whether the mistake would also show at a stage of the same block, or of none, that the port has right."""
     block = forward.stages[wrong].block
     for name in passed:
         stage = forward.stages.get(name)
-        if stage and block and stage.block == block and stage.rule in mistake.planted:
+        same = stage and stage.block == block and tower_of(name) == tower_of(wrong)
+        if same and stage.rule in mistake.planted:
             both = fit(name, right[name], forward.compute(name))
             if both is None or not measure(*both, tolerance_of(name, right[name].dtype)).passed:
                 return True
@@ -107,8 +108,8 @@ def _contradicted(
 
 def _best(explanations: list[tuple[bool, float, Mistake]]) -> Diagnosis:
     (contradicted, least, best), *others = sorted(explanations, key=lambda row: row[:2])
-    also = [mistake.name for other, x, mistake in others if other == contradicted and x <= AS_GOOD * least + 1e-6]
-    return Diagnosis(best.name, 1 - least, *best.place(), tuple(dict.fromkeys(also)))
+    alike = [row[2].name for row in others if row[0] == contradicted and row[1] <= AS_GOOD * least + 1e-6]
+    return Diagnosis(best.name, 1 - least, *best.place(), tuple(x for x in dict.fromkeys(alike) if x != best.name))
 
 
 def _complete(model: CLIP, golden: Mapping[str, Tensor], wrong: str) -> dict[str, Tensor]:

@@ -481,6 +481,9 @@ NUMBERS = [
     ("bytes of float16 in big-endian order", lambda bits: bits.byteswap().view(np.float16).astype(np.float32)),
 ]  # fmt: skip
 
+# Such a mistake gives the same as another one, which is named before it.
+NAMED_SECOND = ("end-of-text token searched in half precision",)
+
 # Mistakes that the catalogue lacks: the golden (None: of the ViT), the stage, edits to both sources.
 UNKNOWN = [
     (None, f"{BLOCK}.mlp.activation", "-1.702", "-1.6"),

@@ -5,15 +5,19 @@ import math
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import unicodedata
+import zlib
+from io import BytesIO
 from pathlib import Path
 from random import Random
 
 import make_preprocess
 import numpy as np
 import PIL
+import planted_mistakes
 import pytest
 import regex
 import torch
@@ -28,7 +32,8 @@ from miniclip.config import MODELS, PreprocessConfig
 from miniclip.conformance import compare, load_stages, load_trace, save_trace, trace
 from miniclip.conformance.compare import compare_files
 from miniclip.conformance.measure import INPUTS, PRECISIONS
-from miniclip.conformance.mistakes import tokens
+from miniclip.conformance.mistakes import MISTAKES, tokens
+from miniclip.conformance.mistakes.weights import WEIGHTS
 from miniclip.io import save_tensors
 from miniclip.loading import blank_model, build_model, open_checkpoint, shapes_of
 from miniclip.openai import stages as tables
@@ -412,6 +417,31 @@ def test_specification_says_where_samples_are_taken():
     for case in json.loads((SPECIFICATION.parent / "cases.json").read_text())["preprocess"]:
         count = 3 * case["image_size"] ** 2
         assert make_preprocess.samples(torch.arange(count)).tolist() == [k * (count - 1) // 63 for k in range(64)]
+
+
+def test_specification_counts_goldens_and_mistakes():
+    goldens, mistakes = len(list(GOLDENS.glob("*/*.safetensors"))), len({x.name for x in MISTAKES} | WEIGHTS.keys())
+    text = SPECIFICATION.read_text()
+    assert f"on all {goldens} goldens" in text and f"`compare` knows {mistakes} mistakes" in text
+    assert len(planted_mistakes.NAMED_SECOND) == 1 and "all but\none are named first" in text
+
+
+def png(depth: int, colour: int, row: bytes, transparent: bytes = b"") -> Image.Image:
+    """One row of at most two pixels."""
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", 2 if depth < 8 else 1, 1, depth, colour, 0, 0, 0))]
+    chunks += [(b"tRNS", transparent)] if transparent else []
+    chunks += [(b"IDAT", zlib.compress(b"\0" + row)), (b"IEND", b"")]
+    parts = [len(x).to_bytes(4, "big") + kind + x + zlib.crc32(kind + x).to_bytes(4, "big") for kind, x in chunks]
+    return Image.open(BytesIO(b"\x89PNG\r\n\x1a\n" + b"".join(parts)))
+
+
+def test_specification_says_how_png_is_decoded():
+    found = [png(2, 0, b"\x60"), png(4, 0, b"\x1f"), png(16, 2, bytes([1, 255, 128, 200, 3, 4]))]
+    found += [png(16, 6, bytes([1, 255, 128, 200, 3, 4, 7, 9])), png(16, 4, bytes([9, 255, 128, 200]))]
+    found += [png(8, 2, bytes([1, 2, 3]), bytes([0, 1, 0, 2, 0, 3])), png(8, 0, bytes([1]), bytes([0, 1]))]
+    expected = [("L", b"\x55\xaa"), ("L", b"\x11\xff"), ("RGB", b"\x01\x80\x03"), ("RGBA", b"\x01\x80\x03\x07")]
+    expected += [("RGBA", b"\x09\x09\x09\x80"), ("RGB", b"\x01\x02\x03"), ("L", b"\x01")]
+    assert [(image.mode, image.tobytes()) for image in found] == expected
 
 
 def stage_names() -> list[str]:
