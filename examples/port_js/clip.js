@@ -55,24 +55,28 @@ export class CLIP extends Model {
 
   vit(pixels, n) {
     const [width, , , patch] = this.shape("visual.conv1.weight");
-    const grid = this.size / patch;
-    const length = 1 + grid * grid;
-    const patches = this.conv({ n, channels: 3, side: this.size, data: pixels }, "visual.conv1", patch, 0).data;
+    const patches = this.conv({ n, channels: 3, side: this.size, data: pixels }, "visual.conv1", patch, 0);
     const token = this.weight("visual.class_embedding");
-    const positions = this.weight("visual.positional_embedding");
-    let x = new Float32Array(n * length * width);
-    for (let i = 0; i < n; i++)
-      for (let t = 0; t < length; t++)
-        for (let d = 0; d < width; d++) {
-          const value = t ? patches[(i * width + d) * (length - 1) + t - 1] : token[d];
-          x[(i * length + t) * width + d] = value + positions[t * width + d];
-        }
-    this.stage("visual.embedded", [n, length, width], x);
+    let x = this.embedded(patches, (_, channel) => token[channel], "visual");
+    const length = x.length / (n * width);
     x = this.layerNorm(x, [n, length, width], "visual.ln_pre");
     x = this.transformer(x, n, length, width, "visual.transformer", false);
     const pooled = takeRows(x, width, range(n).map((image) => image * length));
     x = this.layerNorm(this.stage("visual.pooled", [n, width], pooled), [n, width], "visual.ln_post");
     return this.project(x, n, "visual.proj");
+  }
+
+  /** A map as tokens plus positions, [n, 1 + places, channels]; first(image, channel) is that of token 0. */
+  embedded({ n, channels, side, data }, first, scope) {
+    const [places, length] = [side * side, 1 + side * side];
+    const positions = this.weight(`${scope}.positional_embedding`);
+    const x = fill(n * length * channels, (i) => {
+      const [row, channel] = [Math.floor(i / channels), i % channels];
+      const [image, token] = [Math.floor(row / length), row % length];
+      const value = token ? data[(image * channels + channel) * places + token - 1] : first(image, channel);
+      return value + positions[token * channels + channel];
+    });
+    return this.stage(`${scope}.embedded`, [n, length, channels], x);
   }
 
   /** The blocks of either tower: x [n, length, width] -> the same. */
@@ -152,19 +156,15 @@ export class CLIP extends Model {
     return this.map(`${scope}.relu${number}`, x, x.data.map((value) => Math.max(value, 0)));
   }
 
-  attentionPool({ n, channels, side, data }) {
+  attentionPool(map) {
+    const { n, channels, side } = map;
     const name = "visual.attnpool";
     const places = side * side;
-    const positions = this.weight(`${name}.positional_embedding`);
-    const embedded = new Float32Array(n * (1 + places) * channels);
-    for (let i = 0; i < n; i++)
-      for (let c = 0; c < channels; c++) {
-        const row = data.subarray((i * channels + c) * places, (i * channels + c + 1) * places);
-        [row.reduce((sum, x) => sum + x, 0) / places, ...row].forEach((value, t) => {
-          embedded[(i * (1 + places) + t) * channels + c] = value + positions[t * channels + c];
-        });
-      }
-    this.stage(`${name}.embedded`, [n, 1 + places, channels], embedded);
+    const mean = (image, channel) => {
+      const start = (image * channels + channel) * places;
+      return sum(map.data.subarray(start, start + places)) / places;
+    };
+    const embedded = this.embedded(map, mean, name);
     const first = takeRows(embedded, channels, range(n).map((image) => image * (1 + places)));
     const project = (x, letter) => linear(x, channels, ...this.weightAndBias(`${name}.${letter}_proj`));
     const qkv = [project(first, "q"), project(embedded, "k"), project(embedded, "v")];
@@ -212,9 +212,9 @@ export class CLIP extends Model {
     const mean = fill(n * channels * half * half, (i) => {
       const row = Math.floor(i / half); // of all maps, one below the other
       const corner = row * s * side + (i % half) * s;
-      let sum = 0;
-      for (let y = 0; y < s; y++) for (let x = 0; x < s; x++) sum += data[corner + y * side + x];
-      return sum / (s * s);
+      let total = 0;
+      for (let y = 0; y < s; y++) for (let x = 0; x < s; x++) total += data[corner + y * side + x];
+      return total / (s * s);
     });
     return this.map(name, { n, channels, side: half }, mean);
   }
@@ -241,8 +241,8 @@ export class CLIP extends Model {
     const out = new Float32Array(x.length);
     for (let start = 0; start < x.length; start += width) {
       const row = x.subarray(start, start + width);
-      const mean = row.reduce((sum, value) => sum + value, 0) / width;
-      const variance = row.reduce((sum, value) => sum + (value - mean) ** 2, 0) / width;
+      const mean = sum(row) / width;
+      const variance = row.reduce((total, value) => total + (value - mean) ** 2, 0) / width;
       row.forEach((value, d) => (out[start + d] = ((value - mean) / Math.sqrt(variance + EPS)) * weight[d] + bias[d]));
     }
     return this.stage(name, shape, out);
@@ -255,6 +255,7 @@ function fill(length, value) {
   return out;
 }
 
+const sum = (numbers) => numbers.reduce((total, x) => total + x, 0);
 const range = (length) => [...Array(length).keys()];
 
 /** Row rows[0] of x, which has this width, then row rows[1], ... */
@@ -278,8 +279,8 @@ function linear(x, inputs, weight, bias) {
 function softmax(scores) {
   const largest = Math.max(...scores);
   const powers = scores.map((score) => Math.exp(score - largest));
-  const sum = powers.reduce((total, power) => total + power, 0);
-  return powers.map((power) => power / sum);
+  const total = sum(powers);
+  return powers.map((power) => power / total);
 }
 
 /** Each of n rows divided by its Euclidean length. */

@@ -70,7 +70,9 @@ def _with_weights(rule: Rule, change: Callable[[Tensor], Tensor]) -> Rule:
 
 def _misread(name: str, change: Callable[[Tensor], Tensor]) -> Mistake:
     rules = {key: rule for key, rule in RULES.items() if not key.startswith(("image.", "text.ids"))}
-    return Mistake(name, {key: _with_weights(rule, change) for key, rule in rules.items()}, build_model, "copy_(")
+    planted = {key: _with_weights(rule, change) for key, rule in rules.items()}
+    planted["token_embedding"] = lambda s: change(RULES["token_embedding"](s))  # not the whole table: that is slow
+    return Mistake(name, planted, build_model, "copy_(")
 
 
 MISREAD = tuple(_misread(name, change) for name, change in NUMBERS.items())
