@@ -22,7 +22,7 @@ Embed, measure, and look closer (data: "sample", "cifar10", "cifar100", "mnist",
 
 Train, and use the result:
 
-    model = train(TrainOptions(create_synthetic=True, epochs=3))    # draws pictures of coloured shapes in shapes/
+    model = train(create_synthetic=True, epochs=3)    # draws coloured shapes in shapes/; see TrainOptions
     classify("shapes/val", ["a red square", "a blue circle"], model=model)
     search_pictures(model, "a red shape", "shapes/val")
 

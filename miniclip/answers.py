@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from miniclip.data.pictures import scan
-from miniclip.embed import as_list, embed_images, embed_texts
+from miniclip.embed import as_list, decode, embed_images, embed_texts
 from miniclip.errors import UsageError
 from miniclip.io import printable
 from miniclip.loading import load
@@ -189,7 +189,7 @@ def find_pictures(sources: Source | Sequence[Source], hidden: bool = False) -> l
 
     hidden: take hidden files and folders too.
     """
-    sources = [sources] if isinstance(sources, np.ndarray) else as_list(sources)
+    sources = as_list(sources)
     found: list[Picture] = []
     for i, source in enumerate(sources):
         found += _find(source, f"picture {i + 1}", hidden)
@@ -202,9 +202,7 @@ def _find(source: Source, name: str, hidden: bool) -> list[Picture]:
     if isinstance(source, Image.Image):
         return [Picture(getattr(source, "filename", "") or name, source)]
     if isinstance(source, np.ndarray):
-        if source.dtype != np.uint8 or source.ndim not in (2, 3):
-            raise ImageError(f"{name} is an array {source.dtype} {list(source.shape)}; expected uint8 [H, W, 3]")
-        return [Picture(name, Image.fromarray(source))]
+        return [Picture(name, decode(source))]
     if not isinstance(source, (str, Path)):
         raise TypeError(f"{name} is a {type(source).__name__}; expected a path, a PIL image, a NumPy array or a URL")
     if str(source).lower().startswith(URLS):

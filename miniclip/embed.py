@@ -25,10 +25,10 @@ from tqdm import tqdm
 
 from miniclip import parallel
 from miniclip.models import CLIP
-from miniclip.preprocess import open_image
+from miniclip.preprocess import ImageError, open_image
 
 Rejected = dict[int, str]  # index of an input that can't be used: why
-Picture = str | Path | Image.Image
+Picture = str | Path | Image.Image | np.ndarray
 WINDOW = 1 << 16  # number of texts that are tokenized and sorted by length together: 20 MB of token ids
 
 
@@ -45,7 +45,8 @@ def as_list(inputs: object) -> Sequence:
 
     TypeError for what is neither one of these nor a list (or another iterable of them).
     """
-    if isinstance(inputs, (str, os.PathLike, Image.Image)):
+    is_picture = isinstance(inputs, np.ndarray) and inputs.ndim in (2, 3)
+    if is_picture or isinstance(inputs, (str, os.PathLike, Image.Image)):
         return [inputs]
     if isinstance(inputs, (bytes, Mapping)) or not isinstance(inputs, Iterable):
         raise TypeError(f"expected a list of texts, paths or pictures, got {type(inputs).__name__}")
@@ -61,13 +62,25 @@ def embed_images(
     dtype: torch.dtype = torch.float32,
     workers: int | None = None,
 ) -> tuple[Tensor, Rejected]:
-    """Unit embeddings [N, E] of image files or PIL images, on the CPU, in order, without the rejected ones.
+    """Unit embeddings [N, E] of image files, PIL images or arrays uint8 [H, W, 3], on the CPU, in order, without the
+    rejected ones: their reasons are returned by their places.
 
     dtype: of the result. workers: threads that decode and preprocess; None means one for each CPU core, at most 16.
     """
     images = as_list(images)
     batches = stream_images(model, preprocess, images, batch_size, dtype=dtype, workers=workers)
     return _collect(batches, len(images), model, dtype)
+
+
+def decode(picture: Picture) -> Image.Image:
+    """The PIL image of a path, or of an array uint8 [H, W], [H, W, 3] or [H, W, 4]. ImageError if there is none."""
+    if isinstance(picture, Image.Image):
+        return picture
+    if not isinstance(picture, np.ndarray):
+        return open_image(picture)
+    if picture.dtype != np.uint8 or picture.ndim not in (2, 3):
+        raise ImageError(f"an array is {picture.dtype} {list(picture.shape)}; expected uint8 [H, W, 3]")
+    return Image.fromarray(picture)
 
 
 def embed_texts(
@@ -92,8 +105,7 @@ def stream_images(
 
     def prepare(index: int) -> Tensor | str:
         try:
-            image = images[index]
-            return preprocess(image if isinstance(image, Image.Image) else open_image(image))
+            return preprocess(decode(images[index]))
         except (ValueError, RuntimeError) as error:  # ImageError among them
             return str(error)
 

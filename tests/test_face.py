@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 import miniclip
-from miniclip import TrainOptions, classify, load, search_pictures, similarity, train
+from miniclip import TrainOptions, classify, embed_images, load, search_pictures, similarity, train
 from miniclip.answers import find_pictures
 from miniclip.config import CLIPConfig, PreprocessConfig, TextConfig, ViTConfig, openai_transformer, to_json
 from miniclip.errors import UsageError
@@ -45,6 +45,7 @@ why: str = rejected[0]
 passed: bool = compare(trace(model, text="a"), trace(model, text="a")).passed
 table: str = explore("temperature", model="tiny-ViT", seed=1).table
 figures: dict[str, object] = evaluate(model, preprocess, "sample")
+again: CLIP = train("pictures.json", epochs=1)
 trained: CLIP = train(TrainOptions(create_synthetic=True, epochs=1))
 both: int = len(Index("photos.index")) + len(ZeroShotClassifier(model, ["a", "b"]).classes)
 texts: Tensor = embed_texts(model, "a")[0]
@@ -124,6 +125,24 @@ def test_pictures_in_every_form_are_the_same_picture(tiny, tmp_path):
         torch.testing.assert_close(similarity(model, form, ["a dog", "a guitar"]), one[None], atol=1e-6, rtol=0)
     assert (one - red).abs().max() > 0.01
     assert [picture.name for picture in find_pictures([image, pixels])] == ["picture 1", "picture 2"]
+    for form in (image, pixels, [pixels, image][:1]):
+        embeddings, rejected = embed_images(*tiny, form)
+        assert not rejected and torch.equal(embeddings, embed_images(*tiny, image)[0])
+    assert "float32" in embed_images(*tiny, np.zeros((3, 3, 3), np.float32))[1][0]
+
+
+def test_train_takes_what_its_options_take(monkeypatch):
+    taken = []
+    monkeypatch.setattr("miniclip.training.train.complete", lambda options, device: taken.append(options) or 1 / 0)
+    options = TrainOptions("a.json", epochs=3)
+    for call in (lambda: train("a.json", epochs=3), lambda: train(options), lambda: train(data="a.json", epochs=3)):
+        with pytest.raises(ZeroDivisionError):
+            call()
+    with pytest.raises(ZeroDivisionError):
+        train(options, seed=1)
+    assert taken == [options] * 3 + [TrainOptions("a.json", epochs=3, seed=1)]
+    with pytest.raises(TypeError, match="epoch"):
+        train("a.json", epoch=3)
 
 
 def test_a_picture_from_the_web(tiny, tmp_path, monkeypatch):

@@ -65,8 +65,8 @@ print(CLIP.from_arguments(512, 32, (2, 2, 2, 2), 32, None, 77, 49408, 512, 8, 6)
 """
 
 SHAPES = """
-from miniclip import TrainOptions, classify, evaluate, load, search_pictures, train
-model = train(TrainOptions(create_synthetic=True, epochs=3, output="runs/shapes"))
+from miniclip import classify, evaluate, load, search_pictures, train
+model = train(create_synthetic=True, epochs=3, output="runs/shapes")
 print(classify("shapes/val/red_square_000.png", ["a red square", "a blue circle"], model=model))
 print(search_pictures(model, "a red shape", "shapes/val", top=3))
 print(evaluate(*load("runs/shapes"), "shapes/val.json")["zero_shot"]["top1"])

@@ -19,6 +19,7 @@ import errno
 import os
 import re
 import shutil
+import socket
 import sys
 import time
 import warnings
@@ -26,6 +27,7 @@ from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from urllib import request
 from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
@@ -36,6 +38,7 @@ from miniclip.io import locked, sha256_of, write_text
 TIMEOUT = 30  # seconds to connect, and of silence in mid-body
 RETRY_DELAYS = (1, 2, 4, 8)  # seconds before each new try of one call
 CHUNK = 1 << 18  # bytes
+WITHOUT_DOWNLOAD = "The models tiny-ViT and tiny-RN come with miniclip and need no download"
 
 # What urllib needs for http and https. Its usual opener speaks ftp too, and would follow a redirect there.
 HANDLERS = (
@@ -72,7 +75,10 @@ def download(model: NamedModel, root: str | Path | None = None) -> Path:
         url = model.url
     else:
         url = f"{mirror}/{model.sha256}/{model.file}" if model.url.startswith(OPENAI_URL) else f"{mirror}/{model.file}"
-    return fetch(url, path, model.sha256) if model.sha256 else _fetch_and_record(url, path, model.size)
+    try:
+        return fetch(url, path, model.sha256) if model.sha256 else _fetch_and_record(url, path, model.size)
+    except DownloadError as error:
+        raise DownloadError(f"{error}. {WITHOUT_DOWNLOAD}") from error
 
 
 def _fetch_and_record(url: str, path: Path, least: int) -> Path:
@@ -170,7 +176,21 @@ def _complete(url: str, part: Path, sha256: str | None) -> None:
     _complete(url, part, sha256)
 
 
+def is_offline(url: str) -> bool:
+    """Whether the server's name can't be resolved, as on a machine without a network; a proxy would do it for us."""
+    host = urlsplit(url).hostname
+    if not host or request.getproxies():
+        return False
+    try:
+        socket.getaddrinfo(host, None)
+    except OSError:
+        return True
+    return False
+
+
 def _request_until_whole(url: str, part: Path) -> None:
+    if not _size(part) and is_offline(url):
+        raise DownloadError(f"the name {urlsplit(url).hostname} can't be resolved (no network?)")
     for delay in RETRY_DELAYS:
         try:
             return _request_rest(url, part)

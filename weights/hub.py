@@ -12,7 +12,7 @@ from pathlib import Path
 from miniclip.config import HUB_NAME, HUB_PREFIX
 from miniclip.errors import require
 from miniclip.io import sha256_of
-from miniclip.weights.download import DownloadError
+from miniclip.weights.download import WITHOUT_DOWNLOAD, DownloadError, is_offline
 from miniclip.weights.fields import Fields
 from miniclip.weights.stated import FORMATS
 
@@ -32,14 +32,17 @@ def fetch_folder(name: str, cache: str | Path | None = None) -> Path:
     if match is None or ".." in name:
         raise DownloadError(f"{name!r:.200} is no name on the Hub; expected hf-hub:organisation/name or ...@revision")
     purpose = f"{name} is neither a file nor a named model: to load it from the Hub"
-    hub, errors = (require(module, "hub", purpose) for module in ("huggingface_hub", "huggingface_hub.errors"))
+    modules = ("huggingface_hub", "huggingface_hub.errors", "huggingface_hub.constants")
+    hub, errors, constants = (require(module, "hub", purpose) for module in modules)
     repository, revision = match.groups()
+    offline = is_offline(constants.ENDPOINT)  # huggingface_hub tries for minutes
 
     def get(file: str) -> Path | None:
         nonlocal revision
         try:
             held = hub.try_to_load_from_cache(repository, file, cache_dir=cache, revision=revision)
-            path = Path(hub.hf_hub_download(repository, file, revision=revision, cache_dir=cache))
+            where = {"revision": revision, "cache_dir": cache, "local_files_only": offline}
+            path = Path(hub.hf_hub_download(repository, file, **where))
         except errors.EntryNotFoundError:
             return None
         except Exception as error:  # of the network, of rights, and of names; of many types
@@ -49,7 +52,9 @@ def fetch_folder(name: str, cache: str | Path | None = None) -> Path:
         revision = path.parent.name  # the commit: all files are of the same one
         return path
 
-    return _get_model(name, get, f"on the Hub or, if that can't be reached, in {cache or hub.constants.HF_HUB_CACHE}")
+    where = f"in {cache or constants.HF_HUB_CACHE}"
+    where += f", and {constants.ENDPOINT} can't be reached. {WITHOUT_DOWNLOAD}" if offline else ", nor on the Hub"
+    return _get_model(name, get, where)
 
 
 def _check(name: str, path: Path) -> None:

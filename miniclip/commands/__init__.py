@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from importlib import import_module
 
@@ -47,7 +48,7 @@ An example that needs no download, in a checkout of the project:
 def main(arguments: list[str] | None = None) -> int:
     """Run one command. Returns the exit status: 0; 1 if some inputs could not be used, or a comparison failed; 2 if
     nothing could be done; 130 if the user interrupted it."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    arguments = [_dashed(word) for word in (sys.argv[1:] if arguments is None else arguments)]
     survive_any_character()
     show_warnings()
     try:
@@ -70,6 +71,12 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         complain(f"error: {message}")
         return 2
+
+
+def _dashed(word: str) -> str:
+    """--model_size is taken for --model-size."""
+    option, *value = word.split("=", 1)
+    return "=".join([option.replace("_", "-"), *value]) if re.fullmatch(r"--\w[\w-]*", option) else word
 
 
 class _Parser(argparse.ArgumentParser):

@@ -14,6 +14,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -45,8 +46,10 @@ BEST, LAST, PLOT = "best.safetensors", "last.safetensors", "training_results.png
 OWN_FILES = (BEST, LAST, PLOT, LOG, PROBLEMS, CONFIG_FILE, checkpoint.LAST, checkpoint.NEW, checkpoint.PREVIOUS)
 
 
-def train(options: TrainOptions) -> CLIP:
+def train(options: TrainOptions | str | Path = "", **named: Any) -> CLIP:
     """Train a model as the options say, from the beginning or from where a run in the same folder stopped.
+
+    options: a TrainOptions, or its `data`. named: other fields of it: train("pictures.json", epochs=3).
 
     The folder gets best.safetensors (by validation accuracy) and last.safetensors, which `load` reads, miniclip.json,
     log.jsonl, training_results.png, problems.txt if pictures could not be read, and the checkpoints from which a run
@@ -56,6 +59,10 @@ def train(options: TrainOptions) -> CLIP:
     can't be used, WriteError for a folder that can't be written, LockedError if another run works in it, and
     TrainingDivergedError.
     """
+    if not isinstance(options, TrainOptions):
+        options = TrainOptions(**({"data": str(options)} if options else {}), **named)
+    else:
+        options = replace(options, **named)
     if options.threads:
         torch.set_num_threads(options.threads)
     with parallel.joined(options.device or None) as device:

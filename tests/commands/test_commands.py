@@ -301,3 +301,12 @@ def test_python_m_miniclip():
     done = subprocess.run([sys.executable, "-m", "miniclip", "--help"], capture_output=True, text=True, check=True)
     for command in ("models", "classify", "embed", "evaluate", "train", "convert"):
         assert command in done.stdout
+
+
+def test_options_may_be_written_with_underscores(model, capsys):
+    arguments = ["classify", PICTURES[0], "--label=a_b", "--label", "c_d", "--model", model, "--json"]
+    assert main([*arguments, "--image_size", "64", "--max_pixels=100000"]) == 0
+    ((_, scores),) = (result.values() for result in json.loads(capsys.readouterr().out))
+    assert list(scores) == ["a_b", "c_d"]  # values stay as they are
+    assert main([*arguments, "--no_such", "1"]) == 2
+    assert "unrecognized arguments: --no-such" in capsys.readouterr().err

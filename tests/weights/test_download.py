@@ -503,6 +503,19 @@ def test_offline(get, server, path, monkeypatch, value, offline):
     assert len(server.paths) == (0 if offline else 1)
 
 
+def test_without_a_network_there_is_no_waiting(tmp_path, monkeypatch):
+    def unknown(host, port):
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(download.socket, "getaddrinfo", unknown)
+    monkeypatch.setattr(download.request, "getproxies", dict)
+    monkeypatch.setattr(download.time, "sleep", None)
+    with pytest.raises(DownloadError, match=r"nowhere.example can't be resolved.*By hand: .*tiny-ViT and tiny-RN come"):
+        download.download(replace(MODELS["RN50"], url="https://nowhere.example/RN50.pt"), tmp_path)
+    monkeypatch.setattr(download.request, "getproxies", lambda: {"https": "http://proxy"})
+    assert not download.is_offline("https://nowhere.example/RN50.pt")
+
+
 def test_offline_leaves_a_wrong_file_alone(get, server, path, monkeypatch):
     monkeypatch.setenv("MINICLIP_OFFLINE", "1")
     path.write_bytes(b"wrong")

@@ -128,6 +128,16 @@ def test_without_the_network_the_cache_is_used(hub, monkeypatch):
         load("laion/other", "cpu")
 
 
+def test_without_a_network_the_cache_is_used_at_once(hub, monkeypatch):
+    load(REPOSITORY, "cpu")
+    hub.asked.clear()
+    monkeypatch.setattr("miniclip.weights.hub.is_offline", lambda url: True)
+    assert load(REPOSITORY, "cpu")[0].config == CONFIG and hub.asked == []
+    with pytest.raises(DownloadError, match=r"laion/other has none of .* can't be reached. The models tiny-ViT"):
+        load("laion/other", "cpu")
+    assert hub.asked == []
+
+
 def test_an_openclip_repository(hub):
     hub.files["open_clip_config.json"] = json.dumps(
         {
