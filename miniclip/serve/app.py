@@ -25,7 +25,7 @@ from PIL import Image
 from torch import Tensor
 
 from miniclip import ops
-from miniclip.answers import ONE_LABEL
+from miniclip.answers import ONE_LABEL, Label
 from miniclip.errors import MiniclipError
 from miniclip.images import ImageError
 from miniclip.models import CLIP
@@ -85,14 +85,14 @@ class App:
         self.batcher = Batcher(model, self.limits.waiting)
         self.work = threading.BoundedSemaphore(min(MOST_DECODERS, os.cpu_count() or 1))
         self.label_embeddings = lru_cache(LABEL_SETS)(self._label_embeddings)
-        self.routes: dict[str, dict[str, Callable]] = {
-            "/v1/embeddings": {"POST": self.embeddings},
-            "/v1/models": {"GET": self.models},
-            "/classify": {"POST": self.classify},
-            "/": {"GET": self.page},
-            "/thumbnail": {"GET": lambda query: self.picture(query, THUMBNAIL)},
-            "/picture": {"GET": lambda query: self.picture(query, LARGER)},
-            "/health": {"GET": self.health},
+        self.routes: dict[str, tuple[str, Callable]] = {  # path: method, and what takes the body or the query
+            "/v1/embeddings": ("POST", self.embeddings),
+            "/v1/models": ("GET", self.models),
+            "/classify": ("POST", self.classify),
+            "/": ("GET", self.page),
+            "/thumbnail": ("GET", lambda query: self.picture(query, THUMBNAIL)),
+            "/picture": ("GET", lambda query: self.picture(query, LARGER)),
+            "/health": ("GET", self.health),
         }
 
     def close(self) -> None:
@@ -103,13 +103,12 @@ class App:
         """method: GET or POST. target: path and query. Whatever happens becomes an answer."""
         path, _, query = target.partition("?")
         try:
-            methods = self.routes.get(path)
-            if methods is None:
+            if path not in self.routes:
                 raise RequestError(f"there is no {path!r:.80}; expected one of {', '.join(self.routes)}", 404)
-            if method not in methods:
-                allowed = next(iter(methods))
+            allowed, handle = self.routes[path]
+            if method != allowed:
                 return as_error(f"{path} does not take {method}; use {allowed}", 405, {"Allow": allowed})
-            return methods[method](body if method == "POST" else query)
+            return handle(body if method == "POST" else query)
         except RequestError as error:
             return as_error(str(error), error.status)
         except BusyError as error:
@@ -152,10 +151,10 @@ class App:
         weights = self.label_embeddings(labels, tuple(templates))
         embeddings = self._embed_pictures(pictures, [f"pictures[{i}]" for i in range(len(pictures))])
         scores = probabilities(embeddings, weights.T, self.logit_scale, self.logit_bias).tolist()
-        data = [
-            {"index": i, "labels": sorted(map(_label, labels, *rows), key=lambda label: -label["score"])}
-            for i, rows in enumerate(zip(scores, (embeddings @ weights.T).tolist(), strict=True))
-        ]
+        data = []
+        for i, rows in enumerate(zip(scores, (embeddings @ weights.T).tolist(), strict=True)):
+            found = [Label(*figures)._asdict() for figures in zip(labels, *rows, strict=True)]
+            data.append({"index": i, "labels": sorted(found, key=lambda label: -label["score"])})
         return as_json({"data": data, "model": self.name})
 
     def page(self, query: str) -> Answer:
@@ -257,7 +256,3 @@ class App:
 def _base64(row: Tensor) -> str:
     """float32, little-endian."""
     return base64.b64encode(row.numpy().astype("<f4").tobytes()).decode()
-
-
-def _label(label: str, score: float, cosine: float) -> dict[str, object]:
-    return {"label": label, "score": score, "cosine": cosine}
