@@ -48,7 +48,7 @@ An example that needs no download, in a checkout of the project:
 def main(arguments: list[str] | None = None) -> int:
     """Run one command. Returns the exit status: 0; 1 if some inputs could not be used, or a comparison failed; 2 if
     nothing could be done; 130 if the user interrupted it."""
-    arguments = [_dashed(word) for word in (sys.argv[1:] if arguments is None else arguments)]
+    arguments = _dashed(sys.argv[1:] if arguments is None else arguments)
     survive_any_character()
     show_warnings()
     try:
@@ -73,10 +73,11 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
 
 
-def _dashed(word: str) -> str:
-    """--model_size is taken for --model-size."""
-    option, *value = word.split("=", 1)
-    return "=".join([option.replace("_", "-"), *value]) if re.fullmatch(r"--\w[\w-]*", option) else word
+def _dashed(arguments: list[str]) -> list[str]:
+    """--model_size is taken for --model-size, before a -- after which nothing is an option."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    options = [re.sub(r"^--\w[\w-]*", lambda option: option[0].replace("_", "-"), word) for word in arguments[:end]]
+    return options + arguments[end:]
 
 
 class _Parser(argparse.ArgumentParser):

@@ -310,3 +310,5 @@ def test_options_may_be_written_with_underscores(model, capsys):
     assert list(scores) == ["a_b", "c_d"]  # values stay as they are
     assert main([*arguments, "--no_such", "1"]) == 2
     assert "unrecognized arguments: --no-such" in capsys.readouterr().err
+    assert main([*arguments, "--", "--my_picture.png"]) == 1  # after -- nothing is an option
+    assert "--my_picture.png" in capsys.readouterr().err
