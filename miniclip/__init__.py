@@ -103,7 +103,12 @@ _MODULES = {
 }
 
 
+_OPENAI = {"clip": "miniclip.loading", "model": "miniclip.models", "simple_tokenizer": "miniclip.tokenizer"}
+
+
 def __getattr__(name: str) -> Any:
+    if name in _OPENAI:
+        raise AttributeError(f"what openai/CLIP has in clip.{name} is in {_OPENAI[name]}: see EQUIVALENTS.md")
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

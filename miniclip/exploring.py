@@ -55,8 +55,11 @@ def explore(name: str, model: str | Path = "ViT-B/32", data: str | None = None, 
 
     UsageError for a wrong name, and for an option that the experiment does not have.
     """
+    name = name.replace("_", "-")
     if name not in EXPERIMENTS:
         raise UsageError(f"{name} is no experiment; expected one of {', '.join(EXPERIMENTS)}")
+    if not isinstance(model, str | Path):
+        raise UsageError(f"explore takes the name or path of a model, got a {type(model).__name__}")
     given = {option: value for option, value in {"data": data, **options}.items() if value not in (None, False)}
     _check(name, given)
     if name == "benchmark":

@@ -60,6 +60,8 @@ def test_names_are_listed_and_lead_somewhere():
         assert callable(getattr(miniclip, name))
     with pytest.raises(AttributeError, match="no attribute 'clasify'"):
         miniclip.clasify  # noqa: B018
+    with pytest.raises(AttributeError, match=r"in clip.model is in miniclip.models"):
+        miniclip.model  # noqa: B018
 
 
 def test_type_checkers_and_python_find_the_same():

@@ -160,6 +160,7 @@ def test_a_folder_of_cifar_is_its_name_and_place():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"name": "zero_shot", "model": ("tiny-ViT",)}, "takes the name or path of a model, got a tuple"),
         ({"name": "dreams"}, "dreams is no experiment; expected one of models, zero-shot"),
         ({"name": "mnist", "queries": ["a dog"]}, "mnist takes no queries"),
         ({"name": "zero-shot", "template": "{}"}, "there is no option template; expected one of .*templates"),
@@ -167,4 +168,4 @@ def test_a_folder_of_cifar_is_its_name_and_place():
 )
 def test_explore_says_what_makes_no_sense(arguments, message):
     with pytest.raises(miniclip.errors.UsageError, match=message):
-        miniclip.explore(model="tiny-ViT", **arguments)
+        miniclip.explore(**{"model": "tiny-ViT"} | arguments)
