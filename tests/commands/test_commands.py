@@ -305,7 +305,7 @@ def test_python_m_miniclip():
 
 def test_options_may_be_written_with_underscores(model, capsys):
     arguments = ["classify", PICTURES[0], "--label=a_b", "--label", "c_d", "--model", model, "--json"]
-    assert main([*arguments, "--image_size", "64", "--max_pixels=100000"]) == 0
+    assert main([*arguments, "--image_size", "64", "--context_length=77"]) == 0
     ((_, scores),) = (result.values() for result in json.loads(capsys.readouterr().out))
     assert list(scores) == ["a_b", "c_d"]  # values stay as they are
     assert main([*arguments, "--no_such", "1"]) == 2

@@ -173,7 +173,7 @@ def test_a_bad_config_file_is_named(text, tmp_path):
 
 
 def test_an_unknown_size_lists_the_known_ones():
-    with pytest.raises(ValueError, match=r"'huge' is unknown; expected one of tiny, .*ViT-B/32"):
+    with pytest.raises(ValueError, match=r"'huge' is unknown: expected one of tiny, .*ViT-B/32"):
         model_config("huge")
 
 
