@@ -1,7 +1,12 @@
 """Options of the test run, and what every test needs."""
 
+import functools
 import gc
+import gzip
+import io
 import os
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,6 +27,25 @@ def pytest_collection_modifyitems(config, items):
         for marker, reason in OPT_IN.items():
             if item.get_closest_marker(marker) and not config.getoption(f"--{marker}"):
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def unzip_embedded_weights_once():
+    """Hundreds of tests load tiny-ViT or tiny-RN, and most of the time of that is unzipping."""
+    from miniclip.weights import files
+
+    embedded = Path(__file__).parents[1] / "weights"
+
+    @functools.cache
+    def content(path, *version):
+        return gzip.decompress(path.read_bytes())
+
+    def unzip(path):
+        if path.resolve().parent != embedded:
+            return gzip.open(path)
+        return io.BytesIO(content(path, path.stat().st_mtime_ns, path.stat().st_size))
+
+    files.gzip = SimpleNamespace(open=unzip)
 
 
 # The tensors of the tests are small: threads would spend their time waiting for each other on a busy machine.

@@ -104,18 +104,20 @@ def test_the_names_are_of_miniclip_alone(script, lines):
 
 
 def test_nine_experiments(place, monkeypatch, capsys):
-    pytest.importorskip("matplotlib")
+    """On few pictures; tests/evaluation/test_explore.py draws the figures, which takes seconds."""
+    figure = pytest.importorskip("matplotlib.figure").Figure
+    monkeypatch.setattr(figure, "savefig", lambda self, file, **_: file.write(b"%d panels" % len(self.axes)))
     quick = partial(run.Settings, what=("tokenizer",), peers="none", seconds=0.1)
     monkeypatch.setattr(run, "Settings", quick)
     few = {spec: read_dataset(spec, place / "data")[:20] for spec in ("sample", "cifar10", "mnist")}
     monkeypatch.setattr("miniclip.exploring.read_dataset", lambda spec, **_: few[spec])
-    monkeypatch.setattr(models, "named_models", partial(dict, [next(iter(models.named_models().items()))]))
+    monkeypatch.setattr(models, "named_models", partial(dict, [("tiny-ViT", models.named_models()["tiny-ViT"])]))
     with pytest.warns(miniclip.errors.MiniclipWarning, match="several minutes"):
         exec(NINE_EXPERIMENTS, {})
     assert set(capsys.readouterr().out.split()) == {f"figures/{name}" for name in EXPERIMENTS} and len(EXPERIMENTS) == 9
     for name in EXPERIMENTS:
         assert json.loads((place / "figures" / f"{name}.json").read_text())["experiment"] == name
-        assert (place / "figures" / f"{name}.png").stat().st_size > 5_000
+        assert (place / "figures" / f"{name}.png").read_bytes()[:1].isdigit()
 
 
 def test_readme_of_openai(capsys):
