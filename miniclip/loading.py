@@ -168,8 +168,10 @@ def matching_model(config: CLIPConfig, dtype: torch.dtype, tensors: Mapping[str,
 def blank_model(config: CLIPConfig, dtype: torch.dtype, fast: bool = False) -> CLIP:
     """A model on PyTorch's meta device: shapes and dtypes, without memory or values."""
     family = family_of(config)
-    with torch.inference_mode(False), torch.device("meta"), _Uninitialized():
-        return convert_weights(((fast and family.fast) or family.model)(config), dtype)
+    with torch.inference_mode(False):
+        with torch.device("meta"), _Uninitialized():
+            model = ((fast and family.fast) or family.model)(config)
+        return convert_weights(model, dtype)
 
 
 def new_model(config: CLIPConfig) -> CLIP:

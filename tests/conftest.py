@@ -54,6 +54,11 @@ torch.set_num_threads(1)
 # Modules and tensors are many small objects without cycles: looking for cycles so often takes 8% of the run.
 gc.set_threshold(100_000, 50, 100)
 
+
+def pytest_collection_finish():
+    gc.freeze()  # nor among the modules that are imported by now
+
+
 # Triton's kernels run in its interpreter, on the CPU. Triton reads this when it is imported, whoever does that first.
 os.environ["TRITON_INTERPRET"] = "1"
 

@@ -4,6 +4,7 @@ The imports are read from the source, those inside functions too.
 """
 
 import ast
+import functools
 import sys
 from collections import defaultdict
 from graphlib import CycleError, TopologicalSorter
@@ -47,20 +48,23 @@ def sources() -> Sources:
     return found
 
 
+@functools.cache
+def imports(text: str) -> list[ast.Import | ast.ImportFrom]:
+    return [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Import | ast.ImportFrom)]
+
+
 def imported(text: str, modules: set[str]) -> set[str]:
     """What a file imports: modules of the project by their full names, of all others the package."""
     found = set()
-    for node in ast.walk(ast.parse(text)):
+    for node in imports(text):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
+        else:
             assert not node.level, "an import relative to its file"
             names = [f"{node.module}.{alias.name}" for alias in node.names]
             names = [name if name in modules else node.module for name in names]
             if node.module == "miniclip":  # the names of its face stand for modules on many floors
                 names = [f"miniclip.{alias.name}" for alias in node.names]
-        else:
-            continue
         found |= {name if name.split(".")[0] == "miniclip" else name.split(".")[0] for name in names}
     return found
 

@@ -58,7 +58,9 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         options = parser.parse_args(arguments)
         set_pixel_limit(options)
-        return options.run(options)
+        status = options.run(options)
+        sys.stdout.flush()
+        return status
     except KeyboardInterrupt:
         complain("interrupted")
         return 130

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -24,26 +23,20 @@ MULTIPLYING = {"attention_kernel", "statistics_kernel", "softmax_kernel", "gradi
 TABLES = ["ATTENTION", "ATTENTION_WIDE", "SIMILARITY", "SIMILARITY_FLOAT", "CONTRASTIVE", "CONTRASTIVE_GRADIENT"]
 
 
-def compile_all(architecture: str) -> list[dict]:
-    """In a process of its own, because in this one Triton interprets."""
+@pytest.fixture(scope="module")
+def rows() -> list[dict]:
+    """All architectures in one process, which imports and hashes Triton once; not this one, where Triton interprets."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     script = Path(__file__).with_name("kernel_compile.py")
     environment["PYTHONPATH"] = str(script.parents[2])  # where miniclip is not installed
-    command = [sys.executable, "-W", "ignore", script, architecture]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    done = subprocess.run([sys.executable, "-W", "ignore", script], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-@pytest.fixture(scope="module")
-def pool():
-    with ThreadPoolExecutor(2) as executor:
-        yield {architecture: executor.submit(compile_all, architecture) for architecture in tiles.ARCHITECTURES}
-
-
 @pytest.fixture(scope="module", params=tiles.ARCHITECTURES)
-def compiled(request, pool) -> tuple[str, list[dict]]:
-    return request.param, pool[request.param].result()
+def compiled(request, rows) -> tuple[str, list[dict]]:
+    return request.param, [row for row in rows if row["architecture"] == request.param]
 
 
 def test_fits_does_not_spill_and_uses_the_matrix_units(compiled):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 
 import pytest
 import torch
@@ -24,6 +25,8 @@ from miniclip.training.options import TrainOptions
 TEXT = TextConfig(77, 49408, openai_transformer(64, 1))
 VIT = CLIPConfig(32, ViTConfig(32, 16, openai_transformer(64, 1)), TEXT, PreprocessConfig(32))
 RESNET = CLIPConfig(32, ResNetConfig(32, 8, (1, 1, 1, 1), 4), TEXT, PreprocessConfig(32))
+
+FORK = multiprocessing.get_context("fork")  # a process that need not import PyTorch
 
 COMMAND = """
 import argparse, torch

@@ -117,10 +117,10 @@ def work(process: int, port: int, folder: Path):
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory) -> list[dict]:
-    """What each process found; started once, because importing torch takes longer than all of the work."""
+    """What each process found; forked once, because importing torch takes longer than all of the work."""
     folder = tmp_path_factory.mktemp("ranks")
     store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)  # as torchrun's, on a free port
-    torch.multiprocessing.spawn(work, (store.port, folder), nprocs=WORLD_SIZE)
+    torch.multiprocessing.start_processes(work, (store.port, folder), nprocs=WORLD_SIZE, start_method="fork")
     return [torch.load(folder / f"{i}.pt") for i in range(WORLD_SIZE)]
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import COMMAND, VIT, arguments, assert_same_weights, log, weights
+from runs import FORK, VIT, assert_same_weights, log, weights
 
 from miniclip import load, tokenize
 from miniclip.config import CLIPConfig, PreprocessConfig, to_json
@@ -181,16 +181,17 @@ def test_two_runs_in_one_folder_are_kept_apart(options):
     with locked(f"{options.output}/.lock"), pytest.raises(LockedError, match=r"another run is training in .*run: wait"):
         train(options)
     assert [file.name for file in Path(options.output).iterdir()] == [".lock"]
-    running = subprocess.Popen([sys.executable, "-c", COMMAND, *arguments(replace(options, steps=500))])
+    running = FORK.Process(target=train, args=[replace(options, steps=500)])
+    running.start()
     try:
         while not (Path(options.output) / "log.jsonl").exists():
-            assert running.poll() is None
+            assert running.is_alive()
             time.sleep(0.05)
         with pytest.raises(LockedError):
             train(options)
     finally:
         running.kill()
-        running.wait()
+        running.join()
     train(options)  # the system released the lock
 
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from runs import COMMAND, VIT, arguments, assert_same_weights, log, weights
+from runs import COMMAND, FORK, VIT, arguments, assert_same_weights, log, weights
 from test_training_cifar import write_cifar
 
 from miniclip.data import cifar
@@ -84,16 +84,16 @@ def test_a_run_killed_at_any_moment_goes_on_to_the_same_weights(options, tmp_pat
     options = replace(options, steps=12, save_every=1, val_every=12)
     train(options)
     killed = replace(options, output=str(tmp_path / "killed"))
-    process = subprocess.Popen([sys.executable, "-c", COMMAND, *arguments(killed)], stderr=subprocess.PIPE)
+    process = FORK.Process(target=train, args=[killed])
+    process.start()
     deadline = time.monotonic() + 120
     while not (tmp_path / "killed" / LAST).exists():
-        assert process.poll() is None, process.stderr.read().decode()
-        assert time.monotonic() < deadline
+        assert process.is_alive() and time.monotonic() < deadline
         time.sleep(0.01)
     time.sleep(0.2)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert not (tmp_path / "killed/training_results.png").exists()
     train(killed)
     assert_same_weights(weights(options), weights(killed))

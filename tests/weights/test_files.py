@@ -317,17 +317,24 @@ def test_peak_memory_of_a_load(tmp_path):
     torch.save(state, tmp_path / "zip")
     torch.save(state, tmp_path / "legacy", _use_new_zipfile_serialization=False)
     code = """
+import os
+
 def load(tensors):
     {name: tensor.to(torch.float32, copy=True) for name, tensor in tensors.items()}
 
-path = sys.argv[1]
-load(read_file(path))
-print(peak() - before)
-load(read_file(path)._tensors)  # a control: without letting go of the file's memory it is more
-print(peak() - before)
+for path in Path(sys.argv[1]).iterdir():
+    if not os.fork():  # a new process, whose peak is its own
+        before = peak()
+        load(read_file(path))
+        print(peak() - before)
+        load(read_file(path)._tensors)  # a control: without letting go of the file's memory it is more
+        print(peak() - before, flush=True)
+        os._exit(0)
+    os.wait()
 """
-    for path in tmp_path.iterdir():
-        letting_go, holding_on = measure(code, path)
+    peaks = measure(code, tmp_path)
+    assert len(peaks) == 6
+    for letting_go, holding_on in zip(peaks[::2], peaks[1::2], strict=True):
         assert 90 < letting_go < 1.3 * 96
         assert holding_on > 1.4 * 96
 

@@ -18,7 +18,7 @@ from miniclip.config import (
     ViTConfig,
     openai_transformer,
 )
-from miniclip.models import CLIP
+from miniclip.loading import blank_model
 from miniclip.weights.errors import CheckpointError
 from miniclip.weights.infer import TEXT_WIDTHS, VISION_WIDTHS, check_names, infer_config
 
@@ -28,8 +28,7 @@ RESNET = CLIPConfig(24, ResNetConfig(64, 4, (1, 2, 3, 1), 2), TEXT, PreprocessCo
 
 
 def shapes_of(config: CLIPConfig) -> dict[str, tuple[int, ...]]:
-    with torch.device("meta"):
-        return {name: tuple(tensor.shape) for name, tensor in CLIP(config).state_dict().items()}
+    return {name: tuple(tensor.shape) for name, tensor in blank_model(config, torch.float32).state_dict().items()}
 
 
 SMALL_SHAPES = {"vit": shapes_of(VIT), "resnet": shapes_of(RESNET)}
