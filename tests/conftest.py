@@ -3,8 +3,10 @@
 import functools
 import gc
 import gzip
+import inspect
 import io
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -64,3 +66,12 @@ os.environ["TRITON_INTERPRET"] = "1"
 
 # No test cuts the power, and a killed process loses nothing that it has written.
 os.fsync = lambda file: None
+
+
+@pytest.fixture(scope="session", autouse=True)
+def list_triton_language_once():
+    """Triton's interpreter lists the members of its language at each launch, which takes half of a small launch."""
+    if find_spec("triton"):
+        from triton.runtime import interpreter
+
+        interpreter.inspect = SimpleNamespace(**{**vars(inspect), "getmembers": functools.cache(inspect.getmembers)})
