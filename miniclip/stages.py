@@ -11,6 +11,7 @@ nothing else is said. Letters of the shapes are those of `miniclip.config`, and
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
@@ -53,6 +54,7 @@ def rows(
         yield Stage(block + name, sides, definition, rule=kind + name, block=block)
 
 
+@functools.cache
 def tower_of(name: str) -> str:
     """The tower that a stage belongs to: "visual", "text" or, for the scores, "both"."""
     return "visual" if name.startswith(("visual", "image")) else "both" if name.startswith("logits") else "text"
