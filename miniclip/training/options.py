@@ -56,6 +56,7 @@ class TrainOptions:
     activation_checkpointing: bool = _option(False, "keep fewer activations in memory, and compute them again")
     loss: str = _option("softmax", "softmax (CLIP's), sigmoid (SigLIP's), or triton: softmax as a kernel, on a GPU")
     lr: float = _option(5e-4, "highest learning rate")
+    muon_lr: float = _option(0.0, "train the towers' matrices by Muon, with this highest learning rate: try 0.02")
     warmup: int = _option(200, "steps in which the rate rises, at most a tenth of all; then it falls as a cosine to 0")
     weight_decay: float = _option(0.1, "weight decay of matrices; gains, biases and the temperature have none")
     clip: float = _option(1.0, "largest norm of the gradient; a larger one is scaled down")

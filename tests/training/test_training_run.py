@@ -53,7 +53,7 @@ def test_the_seed_decides_the_run(options, tmp_path):
 
 @pytest.mark.parametrize(
     "change",
-    [{}, {"model_size": "resnet.json"}, {"precision": "bf16", "patch_dropout": 0.5, "augment": "pictogram"}],
+    [{}, {"model_size": "resnet.json"}, {"precision": "bf16", "patch_dropout": 0.5, "augment": "pictogram", "muon_lr": 0.02}],
 )
 def test_an_interrupted_run_goes_on_to_the_same_weights(options, shapes, tmp_path, monkeypatch, change):
     from miniclip.training.loop import Trainer
