@@ -33,7 +33,7 @@ class Muon(torch.optim.AdamW):
         for weight in (each for each in group["params"] if each.grad is not None):
             state = self.state[weight]
             if not state:
-                state["momentum"] = torch.zeros_like(weight)
+                state |= {"momentum": torch.zeros_like(weight), "step": torch.zeros(())}  # AdamW loads no state without
             momentum = state["momentum"].lerp_(weight.grad, 1 - MOMENTUM)
             change = weight.grad.lerp(momentum, MOMENTUM).flatten(1)  # Nesterov's
             weight.mul_(1 - group["lr"] * group["weight_decay"])
