@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from miniclip.fast.rates import MIN_SPEEDUP, matrix_rate
 from miniclip.models import CLIP
 from miniclip.models.transformer import MLP
 from miniclip.training.towers import blocks_of
@@ -37,6 +38,12 @@ def convolve_channels_last(model: CLIP) -> None:
     CPU, and tensor cores need that format."""
     if sum(isinstance(module, nn.Conv2d) for module in model.visual.modules()) > 1:
         model.visual.to(memory_format=torch.channels_last)
+
+
+def bfloat16_is_faster(device: torch.device) -> bool:
+    """Whether products of bfloat16 matrices are at least MIN_SPEEDUP times as fast as float32's, as measured now."""
+    rates = [matrix_rate(dtype, device) for dtype in (torch.bfloat16, torch.float32)]
+    return rates[0] > MIN_SPEEDUP * rates[1]
 
 
 def checkpoint_activations(model: CLIP) -> None:

@@ -9,7 +9,7 @@ MODEL_SIZE = (
     "large (380 M, 224), cifar-resnet (52 M, 32), a name from `miniclip models`, or a .json file: a run's "
     "miniclip.json, or the arguments of openai/CLIP's constructor"
 )
-PRECISIONS = ("fp32", "bf16", "fp16")
+PRECISIONS = ("fp32", "bf16", "fp16", "auto")
 
 
 def _option(default: object, text: str, **argument: object) -> object:
@@ -60,7 +60,9 @@ class TrainOptions:
     warmup: int = _option(200, "steps in which the rate rises, at most a tenth of all; then it falls as a cosine to 0")
     weight_decay: float = _option(0.1, "weight decay of matrices; gains, biases and the temperature have none")
     clip: float = _option(1.0, "largest norm of the gradient; a larger one is scaled down")
-    precision: str = _option("fp32", "precision of the arithmetic; the weights are float32", choices=PRECISIONS)
+    precision: str = _option(
+        "fp32", "of the arithmetic (auto: bf16 where that is faster); the weights are float32", choices=PRECISIONS
+    )
 
     augment: str = _option(
         "", "none, photo, cifar, or pictogram (drawings on a transparent background) (default: photo; none for shapes)"

@@ -29,7 +29,7 @@ from miniclip.loading import new_model as untrained
 from miniclip.models import CLIP
 from miniclip.training import checkpoint
 from miniclip.training.augment import AUGMENTATIONS
-from miniclip.training.fast import checkpoint_activations, convolve_channels_last, fuse_quick_gelu
+from miniclip.training.fast import bfloat16_is_faster, checkpoint_activations, convolve_channels_last, fuse_quick_gelu
 from miniclip.training.loop import Trainer
 from miniclip.training.loss import LOSSES
 from miniclip.training.options import TrainOptions
@@ -128,6 +128,9 @@ def complete(options: TrainOptions, device: torch.device) -> TrainOptions:
         options = replace(options, data=str(folder / "train.json"), val=options.val or str(folder / "val.json"))
         options = replace(options, augment=options.augment or "none", batch_size=options.batch_size or KINDS)
     options = replace(options, batch_size=options.batch_size or 64)
+    if options.precision == "auto":
+        votes = parallel.mean(torch.tensor(float(bfloat16_is_faster(device)), device=device))  # all ranks do the same
+        options = replace(options, precision="bf16" if votes > 0.5 else "fp32")
     for complaint in _complaints(options, device, parallel.world_size()):
         raise UsageError(complaint)
     cifar10 = is_cifar10(options.data)

@@ -20,7 +20,7 @@ from miniclip.data import cifar
 from miniclip.training.checkpoint import LAST, PREVIOUS, load_state
 from miniclip.training.diverged import TrainingDivergedError
 from miniclip.training.options import TrainOptions
-from miniclip.training.train import train
+from miniclip.training.train import complete, train
 
 
 def test_a_run_writes_what_it_promises(options, plots, tmp_path, capsys):
@@ -53,7 +53,11 @@ def test_the_seed_decides_the_run(options, tmp_path):
 
 @pytest.mark.parametrize(
     "change",
-    [{}, {"model_size": "resnet.json"}, {"precision": "bf16", "patch_dropout": 0.5, "augment": "pictogram", "muon_lr": 0.02}],
+    [
+        {},
+        {"model_size": "resnet.json"},
+        {"precision": "bf16", "patch_dropout": 0.5, "augment": "pictogram", "muon_lr": 0.02},
+    ],
 )
 def test_an_interrupted_run_goes_on_to_the_same_weights(options, shapes, tmp_path, monkeypatch, change):
     from miniclip.training.loop import Trainer
@@ -97,6 +101,13 @@ def test_a_run_killed_at_any_moment_goes_on_to_the_same_weights(options, tmp_pat
     assert not (tmp_path / "killed/training_results.png").exists()
     train(killed)
     assert_same_weights(weights(options), weights(killed))
+
+
+@pytest.mark.parametrize("rates", [{"bfloat16": 4.0, "float32": 2.0}, {"bfloat16": 2.0, "float32": 2.0}])
+def test_auto_is_bf16_where_that_is_faster(options, rates, monkeypatch):
+    monkeypatch.setattr("miniclip.training.fast.matrix_rate", lambda dtype, _: rates[str(dtype).removeprefix("torch.")])
+    chosen = complete(replace(options, precision="auto"), torch.device("cpu")).precision
+    assert chosen == ("bf16" if rates["bfloat16"] > 2 else "fp32")
 
 
 def test_changed_options_are_told(options, capsys):
