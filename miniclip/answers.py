@@ -6,7 +6,8 @@
 
 pictures: one or several of: paths, folders (all pictures in them, however deep), PIL images, arrays uint8 [H, W],
 [H, W, 3] or [H, W, 4], and http or https URLs. model: a name or path as `load` takes it, a model, or the pair that
-`load` returns, which saves loading it in each call. All raise ImageError for a picture that can't be used.
+`load` returns, which saves loading it in each call. In all three, the model may also be given by its name, after the
+others: similarity(pictures, texts, model="tiny-ViT"). All raise ImageError for a picture that can't be used.
 """
 
 from __future__ import annotations
@@ -14,15 +15,16 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, ParamSpec, TypeVar
 from urllib.request import urlopen
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from miniclip.data.pictures import scan
+from miniclip.data.pictures import SUFFIXES, scan
 from miniclip.embed import as_list, decode, embed_images, embed_texts
 from miniclip.errors import UsageError
 from miniclip.io import printable
@@ -33,8 +35,10 @@ from miniclip.zero_shot import probabilities, zero_shot_weights
 
 Source = str | Path | Image.Image | np.ndarray
 Model = str | Path | CLIP | tuple[CLIP, Callable[[Image.Image], Tensor]]
+P, R = ParamSpec("P"), TypeVar("R")
 URLS = ("http://", "https://")
 MOST_BYTES = 1 << 26  # of a picture from the web
+CALLS = "classify(pictures, labels, model), similarity(model, pictures, texts), search_pictures(model, query, pictures)"
 ONE_LABEL = "a single label always has the probability 100%: give two or more, or ask for its cosine"
 THUMBNAIL = 256  # pixels of the longer side in a notebook
 
@@ -110,8 +114,8 @@ def classify(
     The probabilities of a picture add up to one; a SigLIP's do not: each is that of its label by itself.
 
     labels: two or more; for a SigLIP one is enough. templates: prompts in which {} stands for the label, or names of
-    sets such as "imagenet"; the embedding of a label is the mean of its prompts. UsageError for a single label,
-    DataError for a label that is too long.
+    sets such as "imagenet"; the embedding of a label is the mean of its prompts. UsageError for no label and for a
+    single one, DataError for a label that is too long.
     """
     clip, preprocess = resolve(model)
     check_labels(clip, as_list(labels))
@@ -121,7 +125,9 @@ def classify(
 
 
 def check_labels(model: CLIP, labels: Sequence[str]) -> None:
-    """UsageError for a single label where probabilities only compare labels."""
+    """UsageError for no label, and for a single label where probabilities only compare labels."""
+    if not labels:
+        raise UsageError("there are no labels: give two or more")
     if len(set(labels)) < 2 and model.logit_bias is None:
         raise UsageError(ONE_LABEL)
 
@@ -148,6 +154,18 @@ def label_pictures(
     return results, list(faults.values())
 
 
+def _model_by_name(function: Callable[P, R]) -> Callable[P, R]:
+    """Take a model that is given by its name for the first argument, wherever it stands."""
+
+    @wraps(function)
+    def call(*args: P.args, **given: P.kwargs) -> R:
+        first = [given.pop("model")] if "model" in given else []
+        return function(*first, *args, **given)
+
+    return call
+
+
+@_model_by_name
 def similarity(model: Model, pictures: Source | Sequence[Source], texts: str | Sequence[str]) -> Tensor:
     """The cosine of each picture with each text, float32 [pictures, texts], in the order given; folders by name."""
     clip, preprocess = resolve(model)
@@ -155,6 +173,7 @@ def similarity(model: Model, pictures: Source | Sequence[Source], texts: str | S
     return embeddings @ text_embeddings(clip, texts).T
 
 
+@_model_by_name
 def search_pictures(
     model: Model, query: str | Sequence[str], pictures: Source | Sequence[Source], top: int = 10
 ) -> list[Match]:
@@ -178,10 +197,15 @@ def text_embeddings(model: CLIP, texts: str | Sequence[str]) -> Tensor:
 
 
 def resolve(model: Model) -> tuple[CLIP, Callable[[Image.Image], Tensor]]:
-    """The model and its preprocessing."""
+    """The model and its preprocessing. UsageError for what is neither a model nor the name or path of one."""
     if isinstance(model, CLIP):
         return model, Preprocess(model.config.preprocess)
-    return model if isinstance(model, tuple) else load(model)
+    if isinstance(model, tuple) and len(model) == 2 and isinstance(model[0], CLIP):
+        return model
+    if not isinstance(model, (str, Path)) or str(model).lower().endswith(SUFFIXES):
+        what = model if isinstance(model, (str, Path)) else f"a {type(model).__name__}"
+        raise UsageError(f"got {what} for the model; expected its name or path, or what load() returns: {CALLS}")
+    return load(model)
 
 
 def find_pictures(sources: Source | Sequence[Source], hidden: bool = False) -> list[Picture]:

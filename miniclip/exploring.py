@@ -13,7 +13,7 @@ from typing import Any
 from miniclip.bench import run as bench
 from miniclip.data.datasets import read_dataset
 from miniclip.errors import MiniclipWarning, UsageError
-from miniclip.evaluation.experiments import EXPERIMENTS
+from miniclip.evaluation.experiments import EXPERIMENTS, check_options
 from miniclip.evaluation.study import Study, embed_study
 from miniclip.io import write_atomically, write_json
 from miniclip.loading import available_models, load
@@ -61,7 +61,7 @@ def explore(name: str, model: str | Path = "ViT-B/32", data: str | None = None, 
     if not isinstance(model, str | Path):
         raise UsageError(f"explore takes the name or path of a model, got a {type(model).__name__}")
     given = {option: value for option, value in {"data": data, **options}.items() if value not in (None, False)}
-    _check(name, given)
+    check_options(name, given)
     if name == "benchmark":
         return _benchmark(str(model))
     module = import_module(f"miniclip.evaluation.experiments.{name.replace('-', '_')}")
@@ -82,16 +82,6 @@ def explore(name: str, model: str | Path = "ViT-B/32", data: str | None = None, 
         heading + module.table(result),
         lambda file: module.draw(*drawn).savefig(file, format="png", dpi=110),
     )
-
-
-def _check(name: str, given: dict[str, Any]) -> None:
-    """UsageError for an option that the experiment does not have."""
-    optional = dict.fromkeys(option for experiment in EXPERIMENTS.values() for option in experiment.takes)
-    for option in given:
-        if option not in optional and option not in LOADING:
-            raise UsageError(f"there is no option {option}; expected one of {', '.join([*optional, *LOADING[-2:]])}")
-        if option in optional and option not in EXPERIMENTS[name].takes:
-            raise UsageError(f"{name} takes no {option.replace('_', '-')}: leave it out")
 
 
 def _study(name: str, model: str | Path, given: dict[str, Any]) -> Study:

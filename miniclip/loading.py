@@ -233,7 +233,8 @@ def open_checkpoint(
         config = named.config if named else config_of_file(path, tensors, config, config_readers())
         if config and activation is not None and config.activations != {activation}:
             stated = " and ".join(sorted(config.activations))
-            raise CheckpointError(f"the model's config states {stated}, not {activation}: leave activation= out")
+            remedy = "leave activation= (--activation) out"
+            raise CheckpointError(f"the model's config states {stated}, not {activation}: {remedy}")
         family = family_of(config) if config else owner_of(tensors)
         config, tensors = family.read(tensors, config, activation)
         if family.add_tokenizer is not None:
@@ -243,9 +244,8 @@ def open_checkpoint(
         if image_size is None and context_length is None:
             return config, tensors
         if family.resize is None:
-            raise CheckpointError(
-                f"the sizes of a {type(config).__name__} are fixed: leave image_size= and context_length= out"
-            )
+            sizes = "image_size= (--image-size) and context_length= (--context-length)"
+            raise CheckpointError(f"the sizes of a {type(config).__name__} are fixed: leave {sizes} out")
         return family.resize(config, tensors, image_size, context_length)
 
 

@@ -8,19 +8,20 @@ from contextlib import suppress
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from miniclip.config import is_hub_name
 
 TABLES = ("miniclip.config", "miniclip.mobileclip.config")  # the modules that have a table MODELS
 
 
-def model_names() -> list[str]:
-    """The names of all tables. A family that can't be imported is left out."""
-    names: list[str] = []
+def named_models() -> dict[str, Any]:
+    """The models of all tables by name. A family that can't be imported is left out."""
+    models: dict[str, Any] = {}
     for module in TABLES:
         with suppress(ImportError, AttributeError):
-            names += import_module(module).MODELS
-    return names
+            models |= import_module(module).MODELS
+    return models
 
 
 def fault(name: str, names: Collection[str]) -> str | None:

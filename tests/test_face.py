@@ -114,6 +114,26 @@ def test_classify(tiny):
         classify(DOG, ["a dog"], model=tiny)
     with pytest.raises(UsageError, match="a single label"):
         classify(DOG, "dog", model=tiny)  # not three letters
+    with pytest.raises(UsageError, match="there are no labels"):
+        classify(DOG, [], model=tiny)
+
+
+def test_a_model_in_another_place(tiny):
+    expected = similarity(tiny, DOG, ["a dog"])
+    assert torch.equal(similarity(DOG, ["a dog"], model="tiny-ViT"), expected)
+    assert torch.equal(similarity(texts=["a dog"], pictures=DOG, model=tiny), expected)
+    found = search_pictures("a guitar", IMAGES, 3, model=tiny)
+    assert found == search_pictures(tiny, "a guitar", IMAGES, top=3) and len(found) == 3
+    labels = ["a dog", "a cat"]
+    for call in (
+        lambda: classify(tiny, DOG, labels),
+        lambda: classify("tiny-ViT", DOG, tuple(labels)),
+        lambda: similarity(DOG, labels, "tiny-ViT"),
+        lambda: similarity([DOG], labels, "tiny-ViT"),
+        lambda: search_pictures(["a guitar"], IMAGES, tiny),
+    ):
+        with pytest.raises(UsageError, match=r"for the model; .* classify\(pictures, labels, model\), similarity"):
+            call()
 
 
 def test_pictures_in_every_form_are_the_same_picture(tiny, tmp_path):

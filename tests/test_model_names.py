@@ -8,13 +8,13 @@ import pytest
 
 import miniclip.commands
 from miniclip.loading import available_models
-from miniclip.names import fault, model_names
+from miniclip.names import fault, named_models
 
 NAMES = available_models()
 
 
 def test_the_names_are_those_that_load_takes():
-    assert set(model_names()) == set(NAMES)
+    assert set(named_models()) == set(NAMES)
 
 
 @pytest.mark.parametrize(
@@ -76,3 +76,20 @@ for command, arguments in COMMANDS.items():
         done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True)
         assert done.stdout == "".join(f"{command} 2 False\n" for command in COMMANDS)
         assert done.stderr.count(words) == len(COMMANDS)
+
+
+def test_train_refuses_a_wrong_size_before_pytorch_is_imported():
+    sizes = {"tiyn": "did you mean tiny?", "Vit B/32": "did you mean ViT-B/32?", "x": "expected one of tiny, small"}
+    sizes |= {"gone.json": "gone.json can't be read as a config"}
+    code = """
+import sys
+from miniclip.commands import main
+for size in SIZES:
+    print(main(["train", "list.json", "--model-size", size]), "torch" in sys.modules)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code.replace("SIZES", repr([*sizes]))], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "2 False\n" * len(sizes)
+    for line, words in zip(done.stderr.splitlines(), sizes.values(), strict=True):
+        assert words in line

@@ -10,7 +10,18 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from miniclip.commands.options import add_csv, add_json, add_model, add_pictures, add_plot, load_model, path, template
+from miniclip.commands.options import (
+    add_csv,
+    add_json,
+    add_model,
+    add_pictures,
+    add_plot,
+    load_model,
+    path,
+    picture,
+    template,
+    with_option,
+)
 from miniclip.commands.output import report_rejected, show, show_csv, show_json
 from miniclip.errors import UsageError
 
@@ -26,7 +37,7 @@ SCORES = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("pictures", nargs="+", type=path, metavar="PICTURE", help="pictures, and folders of them")
+    parser.add_argument("pictures", nargs="+", type=picture, metavar="PICTURE", help="pictures, and folders of them")
     parser.add_argument("--labels", type=_listed, metavar="TEXT", help='labels separated by commas: "a cat,a dog"')
     parser.add_argument("--label", action="append", metavar="TEXT", help="one label, with any commas; may be repeated")
     parser.add_argument("--labels-file", type=path, metavar="FILE", help="a text file with one label in each line")
@@ -83,7 +94,8 @@ def _labels(options: argparse.Namespace) -> list[str]:
     if options.labels_file:
         labels += filter(None, read_lines(options.labels_file))
     if not labels:
-        raise UsageError("there are no labels: give --labels, --label or --labels-file")
+        example = with_option("--label", options.pictures, "a dog", "a cat")
+        raise UsageError(f"there are no labels: give --labels, --labels-file, or: miniclip classify {example}")
     return list(dict.fromkeys(labels))
 
 
@@ -95,9 +107,9 @@ def _draw(results: list[Labels], output: Path, field: str) -> None:
 
     figure = Figure(figsize=(8, 2.4 * len(results)), layout="constrained")
     axes = figure.subplots(len(results), 2, squeeze=False, width_ratios=(1, 2))
-    for (picture, bars), labels in zip(axes, results, strict=True):
-        picture.imshow(labels.picture.open().convert("RGBA"))
-        picture.set_axis_off()
+    for (image, bars), labels in zip(axes, results, strict=True):
+        image.imshow(labels.picture.open().convert("RGBA"))
+        image.set_axis_off()
         shown = labels[MOST_BARS - 1 :: -1]
         for place, label in enumerate(shown):
             value = getattr(label, field)

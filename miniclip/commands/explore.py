@@ -13,12 +13,12 @@ import argparse
 
 from miniclip.commands.options import add_data, add_json, add_model, drawing_folder
 from miniclip.commands.output import complain, report_rejected, show, show_json, shown
-from miniclip.evaluation.experiments import EXPERIMENTS
+from miniclip.evaluation.experiments import EXPERIMENTS, check_options
 
 DATA = "sample (240 drawings that come with miniclip), cifar10, cifar100, mnist, or a list or folder as for evaluate"
 TEMPLATE = "a prompt with {} for the name, or a set: imagenet, cifar, ...; may be repeated: an ensemble, or candidates"
 QUERY = "words to search for; may be repeated"
-OPTIONS = ("data_root", "download", "limit", "background", "templates", "queries", "seed")
+OPTIONS = ("data", "data_root", "download", "limit", "background", "templates", "queries", "seed")
 OPTIONS += ("device", "dtype", "activation", "image_size", "context_length")
 
 __doc__ = __doc__.format(experiments="\n".join(f"  {name:17}{one.help}" for name, one in EXPERIMENTS.items()))
@@ -37,10 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    given = {name: getattr(options, name) for name in OPTIONS if getattr(options, name) not in (None, False)}
+    check_options(options.name, given, _written)
     from miniclip.exploring import explore
 
-    given = {name: getattr(options, name) for name in OPTIONS}
-    findings = explore(options.name, options.model, options.data, **given)
+    findings = explore(options.name, options.model, **given)
     if options.json:
         show_json(findings.result)
     else:
@@ -49,3 +50,8 @@ def run(options: argparse.Namespace) -> int:
         complain(f"-> {shown(findings.save(options.out))}.json and .png")
     rejected = findings.result.get("rejected", [])
     return report_rejected(rejected, findings.result.get("pictures", 0) + len(rejected))
+
+
+def _written(option: str) -> str:
+    """The option as the command line has it."""
+    return {"templates": "--template", "queries": "--query"}.get(option, f"--{option.replace('_', '-')}")

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 from argparse import ArgumentTypeError
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from miniclip.config import ACTIVATIONS
+from miniclip.config import ACTIVATIONS, ConfigError
 from miniclip.errors import MissingExtraError, require
 
 if TYPE_CHECKING:  # importing PyTorch takes seconds, which commands that compute nothing save
@@ -125,10 +127,21 @@ def join_processes(options: argparse.Namespace) -> None:
 
 def model(name: str) -> str:
     """A name or path of a model; a wrong one is refused here, before PyTorch is imported."""
-    from miniclip.names import fault, model_names
+    from miniclip.names import fault, named_models
 
-    if why := fault(name, model_names()):
+    if why := fault(name, named_models()):
         raise ArgumentTypeError(why)
+    return name
+
+
+def model_size(name: str) -> str:
+    """A size of a model to train, its name or a .json file; a wrong one is refused before PyTorch is imported."""
+    from miniclip.training.sizes import model_config
+
+    try:
+        model_config(name)
+    except ConfigError as error:
+        raise ArgumentTypeError(str(error)) from None
     return name
 
 
@@ -150,6 +163,19 @@ def positive(text: str) -> int:
 def path(text: str) -> Path:
     """A path, in which ~ is the home directory."""
     return Path(text).expanduser()
+
+
+def picture(text: str) -> str | Path:
+    """A path, or an http or https URL."""
+    return text if text.lower().startswith(("http://", "https://")) else path(text)
+
+
+def with_option(option: str, pictures: Sequence[str | Path], *examples: str) -> str:
+    """The arguments that a command expects in place of these: what is no file stands behind the option."""
+    are_files = [isinstance(each, str) or each.exists() for each in pictures]
+    files = [str(each) for each, is_file in zip(pictures, are_files, strict=True) if is_file]
+    others = [str(each) for each, is_file in zip(pictures, are_files, strict=True) if not is_file]
+    return shlex.join([*files, *(word for text in others or examples for word in (option, text))])
 
 
 def output_file(text: str) -> Path:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import argparse
 
-from miniclip.commands.options import add_csv, add_json, add_model, add_pictures, load_model, path
+from miniclip.commands.options import add_csv, add_json, add_model, add_pictures, load_model, picture, with_option
 from miniclip.commands.output import report_rejected, show, show_csv, show_json
+from miniclip.errors import UsageError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("pictures", nargs="+", type=path, metavar="PICTURE", help="pictures, and folders of them")
-    parser.add_argument("--text", action="append", required=True, help="a text; may be repeated")
+    parser.add_argument("pictures", nargs="+", type=picture, metavar="PICTURE", help="pictures, and folders of them")
+    parser.add_argument("--text", action="append", metavar="TEXT", help="a text; may be repeated; one is needed")
     add_pictures(parser)
     add_model(parser)
     add_json(parser)
@@ -22,6 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    if not options.text:
+        raise UsageError(f"there are no texts: miniclip similarity {with_option('--text', options.pictures, 'a dog')}")
     from miniclip.answers import find_pictures, text_embeddings
     from miniclip.embed import embed_images
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 import argparse
 from dataclasses import fields
 
-from miniclip.commands.options import model
+from miniclip.commands.options import model, model_size
 from miniclip.training.options import TrainOptions
 
-MODELS = ("start_from", "text_from")  # the fields that name a model
+TYPES = {"start_from": model, "text_from": model, "model_size": model_size}  # those that refuse wrong names
+
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         if isinstance(option.default, bool):
             settings["action"] = "store_true"
         elif not isinstance(option.default, tuple):
-            settings["type"] = model if option.name in MODELS else type(option.default)
+            settings["type"] = TYPES.get(option.name, type(option.default))
             settings["help"] += f" (default: {option.default})" if option.default else ""
         parser.add_argument(name, default=None, **settings)
 

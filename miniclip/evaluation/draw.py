@@ -93,8 +93,9 @@ def draw_confusion(axis, matrix: Tensor, names: Sequence[str]) -> None:
     for row, i in enumerate(rows):  # a box around the right answers
         left, right, upper, lower = (x - 0.5 for x in (shown.index(i), shown.index(i) + 1, row, row + 1))
         axis.plot([left, right, right, left, left], [upper, upper, lower, lower, upper], color="0.6", linewidth=0.8)
+    rotation = 90 if max(map(len, columns)) > 2 else 0  # digits stay upright
     style = {"fontsize": size, "parse_math": False}
-    axis.set_xticks(range(len(columns)), [_shorten(name) for name in columns], rotation=90, **style)
+    axis.set_xticks(range(len(columns)), [_shorten(name) for name in columns], rotation=rotation, **style)
     axis.set_yticks(range(len(rows)), [_shorten(names[i]) for i in rows], **style)
     axis.set(xlabel="predicted class", ylabel="true class")
     axis.tick_params(length=0)

@@ -212,7 +212,7 @@ def read(
 ) -> tuple[MobileCLIPConfig, Mapping[str, Tensor]]:
     """The config, inferred unless it is known, and the tensors under miniclip's names, from those of any file."""
     if activation not in (None, "gelu"):
-        raise CheckpointError(f"every MobileCLIP has gelu, not {activation}: leave activation= out")
+        raise CheckpointError(f"every MobileCLIP has gelu, not {activation}: leave activation= (--activation) out")
     code = None
     if not is_canonical(tensors):
         code = "apple" if any(name.startswith("image_encoder.") for name in tensors) else "openclip"

@@ -15,8 +15,7 @@ from miniclip.config import (
     from_json,
     openai_transformer,
 )
-from miniclip.loading import named_models
-from miniclip.names import similar
+from miniclip.names import named_models, similar
 
 
 def _vit(image_size: int, patch_size: int, width: int, layers: int) -> CLIPConfig:

@@ -247,7 +247,10 @@ def test_convert(model, tmp_path):
     ("arguments", "fault"),
     [
         (["classify", PICTURES[0], "--labels", "a,b", "--model", "ViT-B-32"], "did you mean ViT-B/32?"),
-        (["classify", PICTURES[0]], "there are no labels"),
+        (["classify", PICTURES[0]], f"or: miniclip classify {PICTURES[0]} --label 'a dog' --label 'a cat'\n"),
+        (["classify", PICTURES[0], "a cup"], f"or: miniclip classify {PICTURES[0]} --label 'a cup'\n"),
+        (["similarity", "a cup", PICTURES[0], "no"], f"similarity {PICTURES[0]} --text 'a cup' --text no\n"),
+        (["similarity", "http://a.b/c d.png"], "similarity 'http://a.b/c d.png' --text 'a dog'\n"),
         (["classify", PICTURES[0], "--labels", " , "], "--labels: it is empty"),
         (["classify", PICTURES[0], "--labels", "a", "--template", "a photo"], "expected {} where the label goes"),
         (["classify", PICTURES[0], "--labels", "a,b", "--plot", "x.doc"], ".png, .svg or .pdf"),

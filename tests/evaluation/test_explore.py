@@ -531,10 +531,12 @@ def test_explore_limits_and_seeds(checkpoint, data, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["mnist", "--query", "a dog"], "mnist takes no queries"),
-        (["benchmark", "--limit", "3"], "benchmark takes no limit"),
-        (["models", "--dtype", "float16"], "models takes no dtype"),
-        (["cifar10", "--data", "sample"], "cifar10 takes no data"),
+        (["mnist", "--query", "a dog"], "mnist takes no --query"),
+        (["benchmark", "--limit", "3"], "benchmark takes no --limit"),
+        (["models", "--dtype", "float16"], "models takes no --dtype"),
+        (["models", "--image-size", "64"], "models takes no --image-size"),
+        (["cifar10", "--data-root", "x", "--template", "a {}"], "cifar10 takes no --template"),
+        (["cifar10", "--data", "sample"], "cifar10 takes no --data"),
         (["zero-shot", "--out", __file__], "expected a folder"),
         (["zero-shot", "--limit", "0"], "--limit: '0'"),
         (["zero-shot", "--template", "no place"], "'no place'"),

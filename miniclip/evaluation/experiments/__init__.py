@@ -14,7 +14,10 @@ Only `benchmark` has no file here: it is `miniclip bench`, see `miniclip.explori
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
+
+from miniclip.errors import UsageError
 
 
 class Experiment(NamedTuple):
@@ -25,7 +28,8 @@ class Experiment(NamedTuple):
     takes: tuple[str, ...] = ()
 
 
-PUBLISHED = ("data_root", "download", "limit", "seed", "device", "dtype", "activation")  # of published data sets
+# The options of experiments with a published data set, and of those with any.
+PUBLISHED = ("data_root", "download", "limit", "seed", "device", "dtype", "activation", "image_size", "context_length")
 ANY = (*PUBLISHED, "data", "background", "templates")
 EXPERIMENTS = {
     "models": Experiment("parameters, resolution and FLOPs of every model's towers", None),
@@ -38,3 +42,13 @@ EXPERIMENTS = {
     "prompts": Experiment("templates ranked by accuracy, and ensembles of them", takes=ANY),
     "benchmark": Experiment("latency, throughput, memory: `miniclip bench` as it comes", None),
 }
+
+
+def check_options(name: str, given: Iterable[str], written: Callable[[str], str] = str) -> None:
+    """UsageError for an option that the experiment does not have. written: how the user writes an option's name."""
+    every = dict.fromkeys(option for experiment in EXPERIMENTS.values() for option in experiment.takes)
+    for option in given:
+        if option not in every:
+            raise UsageError(f"there is no option {option}; expected one of {', '.join(every)}")
+        if option not in EXPERIMENTS[name].takes:
+            raise UsageError(f"{name} takes no {written(option)}: leave it out")

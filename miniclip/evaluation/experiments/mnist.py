@@ -56,4 +56,5 @@ def _digit(name: str) -> int:
 
 
 def draw(result: dict, study: Study):
-    return wordings.draw(result, f"{study.name}: zero-shot MNIST, {len(study.examples):,} pictures")
+    title = f"{study.name}: zero-shot MNIST, {len(study.examples):,} pictures; the prompts are those of the digit 3"
+    return wordings.draw(result, title)

@@ -49,7 +49,7 @@ def table(result: dict) -> str:
         columns(["prompts", "accuracy", "95% interval"],
                 [[row["strategy"], *percent(row["top1"])] for row in result["strategies"]]), "",
         note, "",
-        f"with {best['strategy']}:",
+        f"with the prompt {best['strategy']!r}:",
         columns(["class", "pictures", "recall", "most often taken for"], rows),
     ])  # fmt: skip
 
