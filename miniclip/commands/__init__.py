@@ -10,7 +10,10 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shlex
 import sys
+from collections.abc import Collection
+from difflib import get_close_matches
 from importlib import import_module
 
 from miniclip.commands.options import set_pixel_limit
@@ -56,7 +59,13 @@ def main(arguments: list[str] | None = None) -> int:
         if not arguments:
             parser.print_help()
             return 0
-        options = parser.parse_args(arguments)
+        if not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
+            meant = _meant(arguments[0], COMMANDS) or f"; expected one of {', '.join(COMMANDS)}"
+            raise UsageError(f"there is no command {arguments[0]}{meant}")
+        options, unknown = parser.parse_known_args(arguments)
+        if unknown:
+            meant = _meant(unknown[0], options.parser._option_string_actions)
+            options.parser.error(f"unrecognized arguments: {shlex.join(unknown)}{meant}")
         set_pixel_limit(options)
         status = options.run(options)
         sys.stdout.flush()
@@ -82,6 +91,12 @@ def _dashed(arguments: list[str]) -> list[str]:
     return options + arguments[end:]
 
 
+def _meant(word: str, names: Collection[str]) -> str:
+    """The end of a message: which name was probably meant by a wrong one, if any is close."""
+    close = get_close_matches(word, names, n=1)
+    return f": did you mean {close[0]}?" if close else ""
+
+
 class _Parser(argparse.ArgumentParser):
     """Reports wrong arguments in the same way as every other error."""
 
@@ -101,7 +116,7 @@ def _parser(asked: str | None) -> argparse.ArgumentParser:
             module = import_module(f"miniclip.commands.{name}")
             command.description = module.__doc__
             command.formatter_class = raw
-            command.set_defaults(run=module.run)
+            command.set_defaults(run=module.run, parser=command)
             module.add_arguments(command)
     return parser
 

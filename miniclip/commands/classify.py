@@ -22,13 +22,14 @@ from miniclip.commands.options import (
     template,
     with_option,
 )
-from miniclip.commands.output import report_rejected, show, show_csv, show_json
+from miniclip.commands.output import complain, report_rejected, show, show_csv, show_json
 from miniclip.errors import UsageError
 
 if TYPE_CHECKING:
     from miniclip.answers import Labels
 
-MOST_BARS = 8  # labels in a drawing
+MOST_BARS = 8  # labels of a picture in a drawing
+MOST_DRAWN = 100  # pictures in a drawing
 TEMPLATE = "{} stands for the label: 'a photo of {}.'; or the name of a set, such as imagenet; may be repeated"
 SCORES = (
     "probability among the labels (default; a SigLIP's is that of each label by itself), or cosine, which does not "
@@ -105,6 +106,9 @@ def _draw(results: list[Labels], output: Path, field: str) -> None:
 
     from miniclip.io import write_atomically
 
+    if len(results) > MOST_DRAWN:
+        complain(f"note: {output} shows the first {MOST_DRAWN} of {len(results)} pictures")
+        results = results[:MOST_DRAWN]
     figure = Figure(figsize=(8, 2.4 * len(results)), layout="constrained")
     axes = figure.subplots(len(results), 2, squeeze=False, width_ratios=(1, 2))
     for (image, bars), labels in zip(axes, results, strict=True):

@@ -25,7 +25,7 @@ __doc__ = __doc__.format(experiments="\n".join(f"  {name:17}{one.help}" for name
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", choices=EXPERIMENTS, metavar="NAME", help="the experiment, one of those above")
+    parser.add_argument("name", type=_name, choices=EXPERIMENTS, metavar="NAME", help="one of those above")
     parser.add_argument("--data", metavar="DATASET", help=DATA)
     parser.add_argument("--template", dest="templates", action="append", metavar="TEXT", help=TEMPLATE)
     parser.add_argument("--query", dest="queries", action="append", metavar="TEXT", help=QUERY)
@@ -34,6 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     add_json(parser)
     parser.add_argument("--out", type=drawing_folder, metavar="DIR", help="write DIR/NAME.json and draw DIR/NAME.png")
+
+
+def _name(text: str) -> str:
+    return text.replace("_", "-")
 
 
 def run(options: argparse.Namespace) -> int:

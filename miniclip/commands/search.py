@@ -9,12 +9,15 @@ In a .txt file, lines are found instead. Several queries are averaged. The score
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from miniclip.commands.index import MODEL
 from miniclip.commands.options import add_json, add_model, add_pictures, load_model, output_file, path, positive
 from miniclip.commands.output import complain, report_rejected, show, show_json, shown
+from miniclip.errors import UsageError
 from miniclip.io import printable
 from miniclip.search.index import DEFAULT_MODEL, Hit, Index, SearchError
 
@@ -44,6 +47,9 @@ def run(options: argparse.Namespace) -> int:
 
     for part in (*options.query, *options.unwanted):
         is_picture(part)  # raises SearchError for a picture that is not there, before a model is loaded
+    if not options.index.exists() and (places := [part for part in options.query if Path(part).is_dir()]):
+        right = shlex.join([places[0], str(options.index), *(part for part in options.query if part != places[0])])
+        raise UsageError(f"there is no {options.index}; the index or folder comes first: miniclip search {right}")
     captions = options.index.suffix == ".txt" and options.index.is_file()
     folder = options.index.is_dir() and not (options.index / "index.json").exists()
     search = _search_captions if captions else _search_folder if folder else _search_index

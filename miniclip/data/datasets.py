@@ -94,7 +94,9 @@ def read_folder(
     folders = {file: parts[0] for file, parts in folders.items() if len(parts) > 1}
     reasons = "; ".join(filter(None, [*found.faults.values(), found.summary()]))
     if not folders:
-        raise DataError(f"{path} has no pictures; expected {path}/CLASS NAME/PICTURE, or a .json list. {reasons:.500}")
+        what = "no folders of pictures" if found.pictures else "no pictures"
+        why = f" ({reasons:.500})" if reasons else ""
+        raise DataError(f"{path} has {what}{why}; expected {path}/CLASS NAME/PICTURE, or a .json list")
     if reasons:
         warnings.warn(f"{path}: {reasons:.500}", MiniclipWarning, stacklevel=3)
     names = _wording(path, set(folders.values()), imagenet, objectnet)

@@ -39,6 +39,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -200,7 +201,8 @@ def paths_of(shards: list[Shard], rows: Sequence[int]) -> dict[int, str]:
 
 def read_settings(directory: Path) -> Settings:
     """Raises SearchError, which says what to do, for what is not an index that this version can read."""
-    make = f"make one with `miniclip index FOLDER -o {directory}`"
+    new = f"{directory}.index" if directory.exists() else str(directory)
+    make = f"make one with `miniclip index FOLDER -o {shlex.quote(new)}`"
     file = directory / "index.json"
     if not directory.exists():
         raise SearchError(f"there is no index {directory}; {make}")

@@ -131,6 +131,16 @@ def test_classify_draws(model, tmp_path):
     assert Image.open(plot).size[1] > 900  # three rows
 
 
+def test_classify_draws_no_more_than_a_page(model, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("miniclip.commands.classify.MOST_DRAWN", 2)
+    arguments = ["--labels", "a,b", "--model", model, "--plot", str(tmp_path / "a.png")]
+    assert main(["classify", *PICTURES[:3], *arguments]) == 0
+    assert "a.png shows the first 2 of 3 pictures" in capsys.readouterr().err
+    height = Image.open(tmp_path / "a.png").height
+    assert main(["classify", *PICTURES[:2], *arguments]) == 0
+    assert Image.open(tmp_path / "a.png").height == height and not capsys.readouterr().err
+
+
 def test_classify_draws_what_it_prints(model, capsys, tmp_path, monkeypatch):
     """A single label has no probability other than 100%."""
     pytest.importorskip("matplotlib")
@@ -259,6 +269,14 @@ def test_convert(model, tmp_path):
         (["embed", PICTURES[0], "-o", "nowhere/x.safetensors"], "there is no folder nowhere"),
         (["embed", str(Path(__file__).parents[2] / "kernels"), "-o", "x.safetensors"], "no pictures or lines of text"),
         (["train"], "no data to train on"),
+        (["train", str(IMAGES)], "has no folders of pictures"),
+        (["clasify", "a.png"], "there is no command clasify: did you mean classify?\n"),
+        ([PICTURES[0], "classify"], f"there is no command {PICTURES[0]}; expected one of models, classify"),
+        (["explore", "prompts", "--templates", "a {}"], "--templates 'a {}': did you mean --template?; `miniclip explore"),
+        (["classify", "a.png", "--labels", "a", "b c"], "unrecognized arguments: 'b c'; `miniclip classify --help`"),
+        (["search", "a dog", str(IMAGES)], f"comes first: miniclip search {IMAGES} 'a dog'\n"),
+        (["search", str(IMAGES.parents[1] / "weights" / "x y"), "a dog"], "weights/x y'`\n"),
+        (["index", PICTURES[0], "-o", PICTURES[0]], f"-o {PICTURES[0]}.index`\n"),
         (["convert", "nothing.pt", "x"], "nothing.pt is neither a file or directory"),
     ],
 )

@@ -116,7 +116,7 @@ def draw(result: dict, study: Study):
     right = [answer for answer in result["drawn"] if answer["rank"] == 1]
     wrong = [answer for answer in result["drawn"] if answer["rank"] > 1]
     for part, answers, verdict in zip(cards.subfigures(2), (right, wrong), ("right", "wrong"), strict=True):
-        part.suptitle(f"some {verdict} answers", fontsize=11, color="dimgrey")
+        part.suptitle(f"{'some' if answers else 'no'} {verdict} answers", fontsize=11, color="dimgrey")
         grid = part.subplots(2, DRAWN, height_ratios=(1.5, 1))
         for axis in grid.flat:
             axis.set_axis_off()
