@@ -61,7 +61,7 @@ class TrainOptions:
     weight_decay: float = _option(0.1, "weight decay of matrices; gains, biases and the temperature have none")
     clip: float = _option(1.0, "largest norm of the gradient; a larger one is scaled down")
     precision: str = _option(
-        "fp32", "of the arithmetic (auto: bf16 where that is faster); the weights are float32", choices=PRECISIONS
+        "fp32", "precision of the arithmetic, the weights are float32; auto: bf16 where faster", choices=PRECISIONS
     )
 
     augment: str = _option(

@@ -272,7 +272,7 @@ def test_convert(model, tmp_path):
         (["train", str(IMAGES)], "has no folders of pictures"),
         (["clasify", "a.png"], "there is no command clasify: did you mean classify?\n"),
         ([PICTURES[0], "classify"], f"there is no command {PICTURES[0]}; expected one of models, classify"),
-        (["explore", "prompts", "--templates", "a {}"], "--templates 'a {}': did you mean --template?; `miniclip explore"),
+        (["explore", "prompts", "--templates", "a {}"], "--templates 'a {}': did you mean --template?; `miniclip"),
         (["classify", "a.png", "--labels", "a", "b c"], "unrecognized arguments: 'b c'; `miniclip classify --help`"),
         (["search", "a dog", str(IMAGES)], f"comes first: miniclip search {IMAGES} 'a dog'\n"),
         (["search", str(IMAGES.parents[1] / "weights" / "x y"), "a dog"], "weights/x y'`\n"),
