@@ -1,7 +1,7 @@
 """Fixtures of the tests of whole runs."""
 
 import pytest
-from runs import options, shapes  # noqa: F401
+from small_runs import options, shapes  # noqa: F401
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from runs import VIT
+from small_runs import VIT
 
 from miniclip.config import CLIPConfig, ResNetConfig, TextConfig, openai_transformer
 from miniclip.loading import new_model

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import FORK, VIT, assert_same_weights, log, weights
+from small_runs import FORK, VIT, assert_same_weights, log, weights
 
 from miniclip import load, tokenize
 from miniclip.config import CLIPConfig, PreprocessConfig, to_json

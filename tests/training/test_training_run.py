@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from small_runs import COMMAND, FORK, VIT, arguments, assert_same_weights, log, weights
 from test_training_cifar import write_cifar
 
 from miniclip.data import cifar
@@ -20,7 +21,6 @@ from miniclip.training.checkpoint import LAST, PREVIOUS, load_state
 from miniclip.training.diverged import TrainingDivergedError
 from miniclip.training.options import TrainOptions
 from miniclip.training.train import complete, train
-from runs import COMMAND, FORK, VIT, arguments, assert_same_weights, log, weights
 
 
 def test_a_run_writes_what_it_promises(options, plots, tmp_path, capsys):
