@@ -280,7 +280,8 @@ def test_convert(model, tmp_path):
         (["convert", "nothing.pt", "x"], "nothing.pt is neither a file or directory"),
     ],
 )
-def test_bad_arguments(arguments, fault, capsys):
+def test_bad_arguments(arguments, fault, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where a run's folder is made
     assert main(arguments) == 2
     error = capsys.readouterr().err
     assert error.startswith("miniclip: error: ")
