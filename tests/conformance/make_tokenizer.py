@@ -12,11 +12,14 @@ import json
 import platform
 import random
 import unicodedata
+from functools import partial
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
+from unittest import mock
 
 import clip.simple_tokenizer
+import ftfy
 
 SENTENCES = """\
 A photo of a small dog, sleeping in the sun.
@@ -194,13 +197,21 @@ def lists_of_ids(rng: random.Random) -> list[list[int]]:
     return cases
 
 
+def needing_the_guess(tokenizer, encoded: list[tuple[str, list[int]]]) -> list[int]:
+    """The numbers of the texts, from 0, that get other ids without ftfy's guess at mojibake."""
+    with mock.patch("ftfy.fix_text", partial(ftfy.fix_text, fix_encoding=False)):
+        return [i for i, (text, ids) in enumerate(encoded) if tokenizer.encode(text) != ids]
+
+
 def main() -> None:
     tokenizer = clip.simple_tokenizer.SimpleTokenizer()
     rng = random.Random(0)
     packages = {name: version(name) for name in ("clip-anytorch", "ftfy", "regex")}
+    encoded = [(text, tokenizer.encode(text)) for text in corpus(rng)]
     golden = {
         "made_with": list({"script": Path(__file__).name, "python": platform.python_version(), **packages}.items()),
-        "encode": [(text, tokenizer.encode(text)) for text in corpus(rng)],
+        "encode": encoded,
+        "guess": needing_the_guess(tokenizer, encoded),
         "decode": [(ids, tokenizer.decode(ids)) for ids in lists_of_ids(rng)],
     }
     blocks = [

@@ -145,6 +145,7 @@ PICTURES = (
     ),
     _step("colours not multiplied by alpha before the resize", premultiplied=False),
     _step("colours divided by alpha are rounded, not cut", divided_rounds=True),
+    _step("colours divided by alpha wrap beyond 255, not clamped", divided_wraps=True),
     Mistake("alpha kept premultiplied", {"image.resized": _premultiplied}, preprocess, "image.resize("),
     Mistake("alpha composited on white", {"image.resized": lambda s: _composited(s, 255)}, *_RGB),
     Mistake("alpha composited on black", {"image.resized": lambda s: _composited(s, 0)}, *_RGB),

@@ -22,6 +22,7 @@ class Steps(NamedTuple):
     wraps: bool = False  # a byte below 0 or above 255 wraps instead of being clamped
     premultiplied: bool = True  # colours are multiplied by alpha before the filter, and divided by it afterwards
     divided_rounds: bool = False  # that quotient is rounded, not cut
+    divided_wraps: bool = False  # above 255 it wraps instead of being clamped
 
 
 def resampled(picture: Tensor, size: tuple[int, int], steps: Steps) -> Tensor:
@@ -39,7 +40,8 @@ def resampled(picture: Tensor, size: tuple[int, int], steps: Steps) -> Tensor:
     if alpha:
         divisor = np.maximum(x[..., -1:], 1)
         quotient = (255 * x[..., :-1] + divisor // 2 * steps.divided_rounds) // divisor
-        x = np.concatenate([np.where(x[..., -1:] > 0, quotient.clip(0, 255), x[..., :-1]), x[..., -1:]], axis=2)
+        quotient = quotient & 255 if steps.divided_wraps else quotient.clip(0, 255)
+        x = np.concatenate([np.where(x[..., -1:] > 0, quotient, x[..., :-1]), x[..., -1:]], axis=2)
     return torch.from_numpy(x.astype(np.uint8))
 
 

@@ -179,6 +179,8 @@ TOKENS = (
     _mistake("accents stripped", _CLEAN, clean=lambda text: _without_accents(tokenizer.clean(text))),
     _mistake("only ASCII letters lower-cased", _CLEAN, clean=_lower_ascii),
     _mistake("no guess at mojibake", _REPAIR, clean=lambda text: _tidy(_repaired(text, fix_encoding=False))),
+    _mistake("HTML entities unescaped by ftfy in spite of a <", _REPAIR,
+             clean=lambda text: _tidy(_repaired(text, unescape_html=True))),
     _mistake("HTML entities unescaped once, not twice", _REPAIR,
              clean=lambda text: _tidy(html.unescape(_only_fixed(text)))),
     _mistake("normalised to NFKC, not NFC", _REPAIR, clean=lambda text: _tidy(_repaired(text, normalization="NFKC"))),
